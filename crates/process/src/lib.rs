@@ -1,0 +1,1 @@
+//! Child processes, each in its own process group.

@@ -1,0 +1,1 @@
+//! One QEMU virtual machine.

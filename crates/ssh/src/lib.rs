@@ -1,0 +1,1 @@
+//! One ssh session with one guest.

@@ -1,0 +1,3 @@
+//! The kvm-worker daemon.
+
+fn main() {}

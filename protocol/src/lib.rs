@@ -1,0 +1,1 @@
+//! The Buildbot wire protocols, as messages and codecs without IO.
