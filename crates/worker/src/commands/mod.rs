@@ -1,0 +1,1 @@
+//! The commands, each written once against [`crate::place::Place`].

@@ -1,0 +1,139 @@
+//! Where a command runs: on the host or in a guest.
+//!
+//! Every standard command is written once, against [`Place`]. A place knows processes and files and nothing of
+//! Buildbot: no time-outs, no headers, no logs.
+
+mod host;
+
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use protocol::command::Compression;
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+pub(crate) use host::Host;
+
+/// Processes and files of one machine. Paths are absolute and those of the *host*; a guest maps them.
+#[async_trait]
+pub(crate) trait Place: Send + Sync {
+    /// The environment that a build's own settings are laid over, and that `${NAME}` in them refers to.
+    fn environment(&self) -> Vec<(OsString, OsString)>;
+
+    /// Where a path from `~` begins.
+    fn home(&self) -> PathBuf;
+
+    /// Starts a program.
+    async fn spawn(&self, program: Program) -> Result<Box<dyn Process>, SpawnError>;
+
+    /// Mode, inode, device, links, uid, gid, size, access, modification and change time of what `path` leads to.
+    async fn stat(&self, path: &Path) -> io::Result<[i64; 10]>;
+
+    /// The names in a directory, without `.` and `..`.
+    async fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
+
+    /// The paths that match a pattern as Python's `glob.glob(…, recursive=True)` has it.
+    async fn glob(&self, pattern: &str) -> io::Result<Vec<PathBuf>>;
+
+    /// Makes a directory and its parents; one that exists is fine.
+    async fn make_directory(&self, path: &Path) -> io::Result<()>;
+
+    /// Removes a file or a symbolic link.
+    async fn remove_file(&self, path: &Path) -> io::Result<()>;
+
+    /// Opens a file for reading, from `offset` bytes on.
+    async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>>;
+
+    /// Creates or truncates a file for writing and sets its permission bits. What was written counts once
+    /// `AsyncWriteExt::shutdown` has returned.
+    async fn write(&self, path: &Path, mode: Option<u32>) -> io::Result<Box<dyn AsyncWrite + Send + Unpin>>;
+
+    /// A tar archive of what is in a directory; the names in it are relative to the directory.
+    async fn pack(&self, path: &Path, compression: Compression) -> io::Result<Box<dyn AsyncRead + Send + Unpin>>;
+}
+
+/// A program to start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Program {
+    /// The program, looked up on the `PATH` of `environment`, and its arguments; never empty.
+    pub argv: Vec<OsString>,
+    /// Where; must exist.
+    pub workdir: PathBuf,
+    /// Its whole environment.
+    pub environment: Vec<(OsString, OsString)>,
+    /// Written to its standard input, which is closed after it in any case.
+    pub stdin: Bytes,
+    /// Whether it gets a terminal of its own; its standard error then arrives as standard output.
+    pub pty: bool,
+}
+
+/// A program that was started. Dropping it kills all that it started.
+#[async_trait]
+pub(crate) trait Process: Send {
+    /// The next thing that happens. Cancel-safe. After [`Event::Ended`] it must not be called again.
+    async fn event(&mut self) -> Event;
+
+    /// Sends a signal (`TERM`, `KILL`, ...) to the program and all that it started, as far as the place can tell.
+    async fn signal(&mut self, signal: &str) -> io::Result<()>;
+}
+
+/// What happens to a program.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// It wrote to its standard output.
+    Stdout(Bytes),
+    /// It wrote to its standard error.
+    Stderr(Bytes),
+    /// It has ended and there is no more output.
+    Ended(Ending),
+}
+
+/// How a program ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Ending {
+    /// By itself.
+    Exited {
+        /// Its exit status.
+        status: i32,
+    },
+    /// By a signal.
+    Signalled {
+        /// The signal's number on the place.
+        signal: i32,
+    },
+    /// The place itself went away under it.
+    Lost {
+        /// What happened, for people.
+        reason: String,
+    },
+}
+
+/// Why a program did not start.
+#[derive(Debug, Error)]
+pub(crate) enum SpawnError {
+    /// There is no such program, or it may not be executed.
+    #[error("{}: {source}", .program.display())]
+    Program {
+        /// Its name.
+        program: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The workdir can't be entered.
+    #[error("{}: {source}", .workdir.display())]
+    Workdir {
+        /// The directory.
+        workdir: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The place itself is not there any more.
+    #[error("{0}")]
+    Lost(String),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] io::Error),
+}
