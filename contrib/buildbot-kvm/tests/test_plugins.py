@@ -1,0 +1,14 @@
+from __future__ import annotations
+
+import pytest
+from buildbot.plugins import steps
+
+import buildbot_kvm
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["StartVM", "StopVM", "VMCopyIn", "VMCopyOut", "VMSetPropertyFromCommand", "VMShellCommand"],
+)
+def test_master_finds_the_step_beside_its_own(name: str) -> None:
+    assert getattr(steps, name) is getattr(buildbot_kvm, name)
