@@ -2,10 +2,11 @@
 
 mod common;
 
+use std::io::Read;
 use std::time::Duration;
 
 use common::{DEADLINE, alive, gone, line, next, report, sh, spawn};
-use process::{Event, ExitStatus, Finish, Rung, Signal};
+use process::{Command, Event, ExitStatus, Finish, Pidfd, Rung, Signal};
 use tokio::time::timeout;
 
 const LONG: Duration = DEADLINE;
@@ -28,7 +29,7 @@ async fn a_signal_reaches_the_whole_group() {
 async fn what_the_child_left_behind_can_be_signalled_after_its_exit() {
     let mut child = spawn(sh("sleep 1000 & echo $!").output_grace(LONG)).await;
     let grandchild = line(&mut child).await;
-    assert_eq!(next(&mut child).await, Some(Event::Exited(ExitStatus::Code(0))));
+    gone(&child.id().to_string()).await;
     assert!(alive(&grandchild));
     child.signal(Signal::SIGTERM).expect("the group is still there");
     assert_eq!(report(&mut child).await.finish, Finish { status: ExitStatus::Code(0), leaked: false });
@@ -37,16 +38,21 @@ async fn what_the_child_left_behind_can_be_signalled_after_its_exit() {
 
 #[tokio::test]
 async fn a_program_that_left_its_group_is_signalled_itself() {
-    // setsid refuses a group's leader unless it forks; perl can move itself into the group of a child of its own.
-    let script = r#"exec perl -e 'my $pid = fork // die; if (!$pid) { setpgrp; print STDOUT "x\n"; close STDOUT; exec "sleep", "1000" } \
-        setpgrp($$, $pid) or 1 until getpgrp != $$ || !setpgrp($$, $pid) && 0; $| = 1; print "moved\n"; sleep 1000'"#;
-    let _ = script;
-    let mut child = spawn(sh("exec setsid -w sh -c 'echo $$; exec sleep 1000'")).await;
-    let session = line(&mut child).await;
-    drop(child);
-    let process = process::Pidfd::open(session.parse().expect("a process id")).expect("it left the group");
-    process.signal(Signal::SIGKILL).expect("it is ours");
-    gone(&session).await;
+    // It joins the group of a child of its own, so that none of its former number is left.
+    let script = r#"
+        my $other = fork() // die;
+        if (!$other) { setpgrp(0, 0); exec "sleep", "1000" }
+        setpgrp($other, $other);
+        setpgrp(0, $other) or die;
+        $| = 1;
+        print "$other\n";
+        sleep 1000;"#;
+    let mut child = spawn(Command::new("/usr/bin/perl").args(["-e", script])).await;
+    let other = line(&mut child).await;
+    child.escalate([Rung::new(Signal::SIGTERM, LONG)]).expect("it runs");
+    gone(&child.id().to_string()).await;
+    Pidfd::open(other.parse().expect("a process id")).expect("it runs").signal(Signal::SIGKILL).expect("it is ours");
+    assert_eq!(report(&mut child).await.finish, ended_by(Signal::SIGTERM));
 }
 
 #[tokio::test]
@@ -169,21 +175,12 @@ async fn dropping_a_finished_child_leaves_its_daemons_alone() {
 
 #[tokio::test]
 async fn a_spawn_nobody_waits_for_leaves_nothing_behind() {
-    let directory = tempfile::tempdir().expect("a temporary directory");
-    let fifo = directory.path().join("fifo");
-    nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a fifo");
-    // The reader of the fifo gets its end when the child that holds it open is dead.
-    let script = format!("exec 3<>{0}; echo $$ >&3; exec sleep 1000", fifo.display());
-    let spawning = sh(&script).spawn();
-    let polled = timeout(Duration::ZERO, spawning).await;
-    if let Ok(child) = polled {
-        drop(child.expect("the shell is there"));
-    }
-    // Every spawn goes through one thread in order: when this one is answered, the abandoned one was as well.
-    report(&mut spawn(sh("exit 0")).await).await;
-    let children =
-        std::fs::read_to_string(format!("/proc/self/task/{}/children", nix::unistd::gettid())).unwrap_or_default();
-    assert_eq!(children, "");
+    // Whoever holds the writing end of this pipe is alive.
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    let polled = timeout(Duration::ZERO, sh("exec sleep 1000").inherit_fd(writer.into()).spawn()).await;
+    drop(polled);
+    let end = tokio::task::spawn_blocking(move || reader.read(&mut [0]).expect("it can be read"));
+    assert_eq!(timeout(DEADLINE, end).await.expect("the child ends").expect("no panic"), 0);
 }
 
 async fn both_lines(child: &mut process::Child) -> String {

@@ -50,12 +50,13 @@ pub async fn next(child: &mut Child) -> Option<Event> {
     timeout(DEADLINE, child.next_event()).await.expect("something happens in time")
 }
 
-/// Reads stdout up to the first line's end.
+/// Reads stdout until it ends a line, without regard to whether the child exits meanwhile.
 pub async fn line(child: &mut Child) -> String {
     let mut line = Vec::new();
     while !line.ends_with(b"\n") {
         match next(child).await {
             Some(Event::Stdout(bytes)) => line.extend(bytes),
+            Some(Event::Exited(_)) => {}
             other => panic!("expected a line after {line:?}, got {other:?}"),
         }
     }
