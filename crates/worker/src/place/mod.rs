@@ -4,6 +4,7 @@
 //! Buildbot: no time-outs, no headers, no logs.
 
 mod host;
+mod host_files;
 
 use std::ffi::OsString;
 use std::io;
