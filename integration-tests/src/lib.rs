@@ -1,1 +1,56 @@
-//! Tests of the whole worker.
+//! A real Buildbot master, real QEMU and real ssh around the worker's binary, so that tests read as behaviour.
+//!
+//! ```text
+//! Master    a Buildbot master in a directory of its own; builds are forced and read through its REST interface
+//! KvmHost   a worker's directories, ports and configuration; what is left when the worker is gone is found here
+//! Worker    the worker's process
+//! Rig       one of each, for the tests that need no more
+//! Line      a TCP proxy between the two, to cut or to wrap in TLS
+//! Guest     the disks and keys made by `scripts/setup image`
+//! ```
+//!
+//! Nothing is skipped: a missing artefact fails the test, with the command that makes it. Nothing sleeps: a wait ends
+//! with a line of a log, an event of the master, the end of a process, or its deadline.
+//!
+//! Set `KVM_WORKER_TEST_KEEP` to anything to keep the directories of the masters and workers.
+
+mod artefacts;
+mod build;
+mod daemon;
+mod guest;
+mod host;
+mod line;
+mod master;
+mod port;
+mod rest;
+mod rig;
+mod scratch;
+mod transcript;
+mod worker;
+
+pub use build::{Build, Log, Results, Step};
+pub use daemon::Daemon;
+pub use guest::Guest;
+pub use host::{KvmHost, Running};
+pub use line::{Certificates, Line};
+pub use master::{Master, MasterPlan, Request};
+pub use port::Ports;
+pub use rig::Rig;
+pub use transcript::Transcript;
+pub use worker::Worker;
+
+use std::time::Duration;
+
+/// How long anything without a guest in it may take, on a loaded machine.
+pub const SOON: Duration = Duration::from_secs(40);
+
+/// How long a build with guests in it may take under TCG, on a loaded machine.
+pub const WITH_GUESTS: Duration = Duration::from_secs(240);
+
+/// Checks that a text has all of several parts, naming the first that is missing together with the text.
+pub fn contains_all(text: &str, parts: &[&str]) -> anyhow::Result<()> {
+    for part in parts {
+        anyhow::ensure!(text.contains(part), "{part:?} is missing in:\n{text}");
+    }
+    Ok(())
+}

@@ -1,0 +1,242 @@
+//! The host of a worker: its directories, its ports, its configuration, and what runs there.
+
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use std::{env, fs, thread};
+
+use anyhow::{Context, Result, ensure};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use toml::{Table, Value};
+
+use crate::artefacts::worker_binary;
+use crate::port::is_free;
+use crate::scratch::Scratch;
+use crate::{Guest, Master, Ports, Worker};
+
+/// How long something that was killed may take to go.
+const GOING: Duration = Duration::from_secs(10);
+
+/// What outlives a worker's process: files, ports and configuration. At its end all that still runs there is killed.
+#[derive(Debug)]
+pub struct KvmHost {
+    directory: Scratch,
+    ports: Ports,
+    configuration: Table,
+}
+
+/// A process that runs on a [`KvmHost`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Running {
+    /// Its id.
+    pub pid: i32,
+    /// Its arguments, with blanks between them.
+    pub command: String,
+}
+
+impl KvmHost {
+    /// A host whose worker logs in at a master, with the master's password for it.
+    pub fn of(master: &Master) -> Result<KvmHost> {
+        KvmHost::at(&format!("ws://127.0.0.1:{}", master.port()))
+    }
+
+    /// The same, at any URL.
+    pub fn at(url: &str) -> Result<KvmHost> {
+        let directory = Scratch::new("kvmhost")?;
+        let mut host = KvmHost { directory, ports: Ports::reserve()?, configuration: Table::new() };
+        host.write_password(Master::PASSWORD, 0o600)?;
+        host.set("worker.name", Master::WORKER);
+        host.set("worker.master", url);
+        host.set("worker.password_file", text(&host.path("password")));
+        host.set("worker.basedir", text(&host.basedir()));
+        host.set("pool.slots", 1);
+        host.set("pool.state_dir", text(&host.state_dir()));
+        host.set("pool.ssh_port_base", i64::from(host.ports.get(0)));
+        Ok(host)
+    }
+
+    /// Sets a key of the configuration, as `pool.slots`.
+    pub fn set(&mut self, key: &str, value: impl Into<Value>) {
+        let (section, name) = key.split_once('.').expect("a key is SECTION.NAME");
+        let section = self.configuration.entry(section).or_insert_with(|| Table::new().into());
+        section.as_table_mut().expect("a section is a table").insert(name.to_owned(), value.into());
+    }
+
+    /// Adds an image; its machines run under TCG.
+    pub fn image(&mut self, name: &str, guest: Guest) {
+        self.set("pool.accel", "tcg");
+        self.set(&format!("images.{name}"), guest.table());
+    }
+
+    /// Writes the worker's password with given permission bits.
+    pub fn write_password(&self, password: &str, mode: u32) -> Result<()> {
+        let path = self.path("password");
+        fs::write(&path, format!("{password}\n")).context("write the password")?;
+        fs::set_permissions(&path, Permissions::from_mode(mode)).context("set the password's permissions")
+    }
+
+    /// Starts the worker and waits until the master has given it its builders.
+    pub fn attach(&self, master: &Master) -> Result<Worker> {
+        let mark = master.transcript().mark();
+        let worker = self.start()?;
+        if let Err(error) = master.attached(mark, Master::WORKER) {
+            return Err(error.context(format!("the worker said:\n{}", worker.transcript().text())));
+        }
+        Ok(worker)
+    }
+
+    /// Starts the worker.
+    pub fn start(&self) -> Result<Worker> {
+        Worker::start(&mut self.command()?)
+    }
+
+    /// Runs the worker until it ends by itself.
+    pub fn run(&self) -> Result<Output> {
+        // A worker that does not end is ended by timeout(1), which exits with 124 then.
+        let worker = self.command()?;
+        let mut command = Command::new("timeout");
+        command.args(["--signal=KILL", "20"]).arg(worker.get_program()).args(worker.get_args());
+        command.env_clear().envs(worker.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        command.stdin(Stdio::null()).output().context("run the worker")
+    }
+
+    /// The directory whose subdirectories the master gives to its builders.
+    pub fn basedir(&self) -> PathBuf {
+        self.path("base")
+    }
+
+    /// The directory of the pool's files.
+    pub fn state_dir(&self) -> PathBuf {
+        self.path("state")
+    }
+
+    /// A path on this host.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.directory.path().join(relative)
+    }
+
+    /// The ssh port of a slot.
+    pub fn ssh_port(&self, slot: u16) -> u16 {
+        self.ports.get(slot)
+    }
+
+    /// All QEMUs of this host.
+    pub fn machines(&self) -> Result<Vec<Running>> {
+        let running = self.running()?;
+        Ok(running.into_iter().filter(|process| process.command.contains("qemu-system")).collect())
+    }
+
+    /// Kills a process of this host with SIGKILL and waits until it is gone.
+    pub fn kill(&self, process: &Running) -> Result<()> {
+        let pid = Pid::from_raw(process.pid).context("a process id is positive")?;
+        let pidfd = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("{process:?} is gone already"))?;
+        ensure!(self.running()?.contains(process), "{process:?} is gone already");
+        pidfd_send_signal(&pidfd, Signal::KILL)?;
+        let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
+        ensure!(poll(&mut ended, Some(&Timespec::try_from(GOING)?))? > 0, "{process:?} does not die");
+        Ok(())
+    }
+
+    /// Checks that nothing is left of a worker that has ended, and of its machines and commands.
+    pub fn nothing_left(&self) -> Result<()> {
+        let running = self.running()?;
+        ensure!(running.is_empty(), "these still run: {running:#?}");
+        self.slots_clean()
+    }
+
+    /// Checks that no machine runs and no slot holds anything, with the worker running or not.
+    pub fn slots_clean(&self) -> Result<()> {
+        // A slot's files go a moment after the master has been told.
+        let deadline = Instant::now() + GOING;
+        loop {
+            let left = self.left_in_slots()?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            ensure!(Instant::now() < deadline, "left in the slots: {left:#?}");
+            // Processes, ports and files of several owners: nothing tells when the last of them is gone.
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn left_in_slots(&self) -> Result<Vec<String>> {
+        let mut left: Vec<String> = self.machines()?.iter().map(|machine| format!("{machine:?}")).collect();
+        left.extend(
+            files_under(&self.state_dir())?.into_iter().filter(|path| is_of_a_slot(path)).map(|path| text(&path)),
+        );
+        let busy = (0..8).map(|slot| self.ssh_port(slot)).filter(|port| !is_free(*port));
+        left.extend(busy.map(|port| format!("somebody listens on port {port}")));
+        Ok(left)
+    }
+
+    /// Processes that were started with a path of this host, or are in a directory of it.
+    pub fn running(&self) -> Result<Vec<Running>> {
+        let here = self.directory.path();
+        let mut running = Vec::new();
+        for entry in fs::read_dir("/proc").context("list processes")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            // A process may end while it is looked at; one that has ended, but was not waited for, has no arguments.
+            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+            let command = String::from_utf8_lossy(&arguments).replace('\0', " ").trim_end().to_owned();
+            let is_in = |directory: &Path| directory.starts_with(here);
+            if command.contains(&text(here)) || fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| is_in(&cwd)) {
+                running.push(Running { pid, command });
+            }
+        }
+        Ok(running)
+    }
+
+    fn command(&self) -> Result<Command> {
+        let file = self.path("worker.toml");
+        fs::write(&file, self.configuration.to_string()).context("write the worker's configuration")?;
+        let mut command = Command::new(worker_binary()?);
+        command.arg("run").arg("--config").arg(file);
+        // The environment of the tests is none of the worker's business, nor of its commands.
+        command.env_clear();
+        for name in ["PATH", "HOME", "TMPDIR"] {
+            command.envs(env::var_os(name).map(|value| (name, value)));
+        }
+        command.env("LANG", "C.UTF-8");
+        Ok(command)
+    }
+}
+
+impl Drop for KvmHost {
+    fn drop(&mut self) {
+        for process in self.running().unwrap_or_default() {
+            eprintln!("killing what was left: {process:?}");
+            if let Err(error) = self.kill(&process) {
+                eprintln!("{error:#}");
+            }
+        }
+    }
+}
+
+/// What a slot has while it is in use; persistent disks and learnt host keys stay.
+fn is_of_a_slot(path: &Path) -> bool {
+    path.components().any(|component| component.as_os_str().to_string_lossy().starts_with("slot"))
+}
+
+fn files_under(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    if !directory.exists() {
+        return Ok(files);
+    }
+    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            files.extend(files_under(&entry.path())?);
+        } else {
+            files.push(entry.path());
+        }
+    }
+    Ok(files)
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}

@@ -1,0 +1,44 @@
+//! The master's REST interface.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use ureq::Agent;
+
+/// A client of one master. Source: Buildbot 4.3.0, "REST API v2" and its JSON-RPC.
+#[derive(Debug)]
+pub(crate) struct Rest {
+    agent: Agent,
+    base: String,
+}
+
+impl Rest {
+    /// A client for the master whose web server has a port of the loopback interface.
+    pub(crate) fn new(port: u16) -> Rest {
+        let config =
+            Agent::config_builder().timeout_global(Some(Duration::from_secs(20))).http_status_as_error(false).build();
+        Rest { agent: Agent::new_with_config(config), base: format!("http://127.0.0.1:{port}/api/v2") }
+    }
+
+    /// What a path has under a key.
+    pub(crate) fn get<T: DeserializeOwned>(&self, path: &str, key: &str) -> Result<T> {
+        let url = format!("{}/{path}", self.base);
+        let mut answer = self.agent.get(&url).call().with_context(|| format!("get {url}"))?;
+        let mut body: Value = answer.body_mut().with_config().limit(64 << 20).read_json()?;
+        serde_json::from_value(body[key].take()).with_context(|| format!("read {key} of {url}: {body}"))
+    }
+
+    /// Calls a method of the object at a path.
+    pub(crate) fn call(&self, path: &str, method: &str, params: &Value) -> Result<Value> {
+        let url = format!("{}/{path}", self.base);
+        let request = json!({ "jsonrpc": "2.0", "id": 1, "method": method, "params": params });
+        let mut answer = self.agent.post(&url).send_json(&request).with_context(|| format!("post to {url}"))?;
+        let mut body: Value = answer.body_mut().read_json()?;
+        if !body["error"].is_null() {
+            bail!("{method} of {url}: {}", body["error"]);
+        }
+        Ok(body["result"].take())
+    }
+}

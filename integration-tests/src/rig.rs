@@ -1,0 +1,56 @@
+//! A master, a host and its worker.
+
+use anyhow::{Context, Result, ensure};
+
+use crate::{Build, KvmHost, Master, Worker};
+
+/// What most tests need: a master whose builder is called `build`, and a worker that is connected to it.
+#[derive(Debug)]
+pub struct Rig {
+    /// The worker's process; before the others, so that it ends first.
+    pub worker: Worker,
+    /// The worker's host.
+    pub host: KvmHost,
+    /// The master.
+    pub master: Master,
+}
+
+impl Rig {
+    /// Starts all three, for a builder with these steps.
+    pub fn building(steps: &str) -> Result<Rig> {
+        Rig::with(steps, |_| Ok(()))
+    }
+
+    /// The same with a change to the worker's configuration.
+    pub fn with(steps: &str, configure: impl FnOnce(&mut KvmHost) -> Result<()>) -> Result<Rig> {
+        Rig::of(Master::building(steps)?, configure)
+    }
+
+    /// The same for a master of one's own.
+    pub fn of(master: Master, configure: impl FnOnce(&mut KvmHost) -> Result<()>) -> Result<Rig> {
+        let mut host = KvmHost::of(&master)?;
+        configure(&mut host)?;
+        let worker = host.attach(&master)?;
+        Ok(Rig { worker, host, master })
+    }
+
+    /// Starts the builder `build` and waits for its end.
+    pub fn run(&self) -> Result<Build> {
+        self.master.run("build")
+    }
+
+    /// Checks that the worker alone runs on its host: all that it started has ended.
+    pub fn nothing_but_the_worker_runs(&self) -> Result<()> {
+        let worker = i32::try_from(self.worker.id()).context("a process id fits")?;
+        let others: Vec<_> = self.host.running()?.into_iter().filter(|process| process.pid != worker).collect();
+        ensure!(others.is_empty(), "these still run: {others:#?}");
+        Ok(())
+    }
+
+    /// Stops the worker, and checks that it ended well, with nothing left behind.
+    pub fn finish(mut self) -> Result<()> {
+        let status = self.worker.stop()?;
+        ensure!(status.code() == Some(0), "the worker ended with {status}");
+        self.host.nothing_left()
+    }
+}

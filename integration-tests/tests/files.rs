@@ -1,0 +1,123 @@
+//! Buildbot's own file commands on the host, over MessagePack.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::{Result, ensure};
+use integration_tests::{Results, Rig, contains_all};
+
+/// Each file below a directory: whether it may be executed, and what is in it.
+fn tree(directory: &Path) -> Result<BTreeMap<String, (bool, Vec<u8>)>> {
+    let mut files = BTreeMap::new();
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if entry.file_type()?.is_dir() {
+            files.extend(tree(&entry.path())?.into_iter().map(|(path, file)| (format!("{name}/{path}"), file)));
+        } else {
+            files.insert(name, (entry.metadata()?.permissions().mode() & 0o111 != 0, fs::read(entry.path())?));
+        }
+    }
+    Ok(files)
+}
+
+#[test]
+fn directories_are_made_copied_looked_at_and_removed() -> Result<()> {
+    let rig = Rig::building(
+        r#"steps.MakeDirectory(name="make", dir="build/a/b"),
+           steps.MakeDirectory(name="make again", dir="build/a/b"),
+           steps.ShellCommand(name="fill", command="echo text > a/b/file; chmod 500 a/b"),
+           steps.CopyDirectory(name="copy", src="build/a", dest="build/c/copy"),
+           steps.FileExists(name="is there", file="build/c/copy/b/file"),
+           steps.FileExists(name="is not there", file="build/nothing", flunkOnFailure=False, haltOnFailure=False),
+           steps.RemoveDirectory(name="remove", dir="build/a"),
+           steps.RemoveDirectory(name="remove nothing", dir="build/nothing"),
+           steps.ShellCommand(name="look", command=["find", ".", "-type", "f"]),"#,
+    )?;
+    let build = rig.run()?;
+    build.succeeded()?;
+    for (step, results) in
+        [("copy", Results::Success), ("is there", Results::Success), ("is not there", Results::Failure)]
+    {
+        assert_eq!(build.step(step)?.results, Some(results), "{step}");
+    }
+    assert_eq!(build.step("look")?.stdio().stdout, "./c/copy/b/file\n");
+    rig.finish()
+}
+
+#[test]
+fn files_arrive_at_the_master_as_they_are() -> Result<()> {
+    let rig = Rig::building(
+        r#"steps.ShellCommand(name="make", command="head -c 1000000 /dev/urandom > big; : > empty; echo x > 'a b'"),
+           steps.FileUpload(workersrc="big", masterdest="up/big"),
+           steps.FileUpload(workersrc="empty", masterdest="up/empty"),
+           steps.MultipleFileUpload(name="glob", workersrcs=["a*", "em*"], masterdest="up/globbed", glob=True),
+           steps.FileUpload(name="cut", workersrc="big", masterdest="up/cut", maxsize=1000, flunkOnFailure=False,
+                            haltOnFailure=False),
+           steps.FileUpload(name="missing", workersrc="nothing", masterdest="up/nothing", flunkOnFailure=False,
+                            haltOnFailure=False),"#,
+    )?;
+    let build = rig.run()?;
+    build.succeeded()?;
+    let made = rig.host.basedir().join("build/build");
+    let up = tree(&rig.master.path("up"))?;
+    let file = |path: &str| -> Result<(bool, Vec<u8>)> { Ok((false, fs::read(made.join(path))?)) };
+    let expected = BTreeMap::from([
+        ("big".to_owned(), file("big")?),
+        ("empty".to_owned(), file("empty")?),
+        ("globbed/a b".to_owned(), file("a b")?),
+        ("globbed/empty".to_owned(), file("empty")?),
+    ]);
+    ensure!(up == expected, "the master has {:?} of {:?}", up.keys(), expected.keys());
+    contains_all(&build.step("cut")?.stdio().stderr, &["Maximum filesize reached, truncating file"])?;
+    contains_all(&build.step("missing")?.stdio().stderr, &["Cannot open file", "nothing"])?;
+    assert_eq!(build.step("missing")?.results, Some(Results::Failure));
+    rig.finish()
+}
+
+#[test]
+fn directories_arrive_at_the_master_as_they_are() -> Result<()> {
+    let rig = Rig::building(
+        r#"steps.ShellCommand(name="make", command="mkdir -p d/sub; seq 20000 > d/sub/numbers; echo '#!' > d/run; chmod 755 d/run; : > d/ö"),
+           steps.DirectoryUpload(workersrc="d", masterdest="plain"),
+           steps.DirectoryUpload(workersrc="d", masterdest="gz", compress="gz"),
+           steps.DirectoryUpload(workersrc="d", masterdest="bz2", compress="bz2"),
+           steps.DirectoryUpload(name="missing", workersrc="nothing", masterdest="no", flunkOnFailure=False,
+                                 haltOnFailure=False),"#,
+    )?;
+    let build = rig.run()?;
+    build.succeeded()?;
+    let made = tree(&rig.host.basedir().join("build/build/d"))?;
+    for compress in ["plain", "gz", "bz2"] {
+        assert_eq!(tree(&rig.master.path(compress))?, made, "{compress}");
+    }
+    contains_all(&build.step("missing")?.stdio().stderr, &["Cannot read directory", "nothing"])?;
+    rig.finish()
+}
+
+#[test]
+fn property_is_what_the_command_printed() -> Result<()> {
+    let rig = Rig::building(
+        r#"steps.SetPropertyFromCommand(command="echo hello-1.0.tar.gz", property="tarball"),
+           steps.ShellCommand(name="use", command=["echo", util.Property("tarball")]),"#,
+    )?;
+    let build = rig.run()?;
+    build.succeeded()?;
+    assert_eq!(build.property("tarball"), "hello-1.0.tar.gz");
+    assert_eq!(build.step("use")?.stdio().stdout, "hello-1.0.tar.gz\n");
+    rig.finish()
+}
+
+/// The 4.3.0 master answers each read of a download over MessagePack with nothing: the file would be empty, and the
+/// step green.
+#[test]
+fn download_over_messagepack_fails_with_the_reason() -> Result<()> {
+    let rig = Rig::building(r#"steps.StringDownload("text", workerdest="file"),"#)?;
+    let build = rig.run()?;
+    build.ended(Results::Failure)?;
+    contains_all(&build.step("string_download")?.stdio().stderr, &["master", "msgpack"])?;
+    ensure!(!rig.host.basedir().join("build/build/file").exists(), "an empty file was left behind");
+    rig.finish()
+}
