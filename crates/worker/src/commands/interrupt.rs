@@ -1,0 +1,65 @@
+use tokio::sync::watch;
+
+/// How a running command learns that it is to stop; made with the [`Interrupter`] that stops it.
+///
+/// There are two ways. The master's interrupt has a reason, and the command still reports how it ended. An abandoned
+/// command (its line is lost, the worker shuts down) ends at once and says nothing; commands do not see this, as it
+/// drops them: see [`Context::until_abandoned`](super::Context::until_abandoned).
+#[derive(Debug, Clone)]
+pub(crate) struct Interrupt(watch::Receiver<Stop>);
+
+/// Stops a command. Dropped, it stops nothing.
+#[derive(Debug)]
+pub(crate) struct Interrupter(watch::Sender<Stop>);
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Stop {
+    why: Option<String>,
+    abandoned: bool,
+}
+
+impl Interrupt {
+    /// Makes both ends.
+    pub(crate) fn new() -> (Interrupter, Interrupt) {
+        let (sender, receiver) = watch::channel(Stop::default());
+        (Interrupter(sender), Interrupt(receiver))
+    }
+
+    /// Waits for the master's interrupt, and returns its reason. Cancel safe.
+    pub(crate) async fn requested(&self) -> String {
+        let mut stop = self.0.clone();
+        match stop.wait_for(|stop| stop.why.is_some()).await {
+            Ok(stop) => stop.why.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// The reason of the master's interrupt, if there was one.
+    pub(crate) fn reason(&self) -> Option<String> {
+        self.0.borrow().why.clone()
+    }
+
+    /// Waits until the command is abandoned. Cancel safe.
+    pub(super) async fn abandoned(&self) {
+        let mut stop = self.0.clone();
+        if stop.wait_for(|stop| stop.abandoned).await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Interrupter {
+    /// Has the command stop and report how it ended. Only the first reason counts.
+    pub(crate) fn interrupt(&self, why: impl Into<String>) {
+        self.0.send_if_modified(|stop| {
+            let first = stop.why.is_none();
+            stop.why.get_or_insert_with(|| why.into());
+            first
+        });
+    }
+
+    /// Ends the command at once and in silence.
+    pub(crate) fn abandon(&self) {
+        self.0.send_modify(|stop| stop.abandoned = true);
+    }
+}
