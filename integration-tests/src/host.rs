@@ -3,7 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, ExitStatus};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use crate::artefacts::worker_binary;
 use crate::port::is_free;
 use crate::scratch::Scratch;
-use crate::{Guest, Master, Ports, Worker};
+use crate::{Guest, Master, Ports, SOON, Worker};
 
 /// How long something that was killed may take to go.
 const GOING: Duration = Duration::from_secs(10);
@@ -53,6 +53,7 @@ impl KvmHost {
         host.set("worker.password_file", text(&host.path("password")));
         host.set("worker.basedir", text(&host.basedir()));
         host.set("pool.slots", 1);
+        host.set("pool.accel", "tcg");
         host.set("pool.state_dir", text(&host.state_dir()));
         host.set("pool.ssh_port_base", i64::from(host.ports.get(0)));
         Ok(host)
@@ -65,9 +66,8 @@ impl KvmHost {
         section.as_table_mut().expect("a section is a table").insert(name.to_owned(), value.into());
     }
 
-    /// Adds an image; its machines run under TCG.
+    /// Adds an image.
     pub fn image(&mut self, name: &str, guest: Guest) {
-        self.set("pool.accel", "tcg");
         self.set(&format!("images.{name}"), guest.table());
     }
 
@@ -90,17 +90,24 @@ impl KvmHost {
 
     /// Starts the worker.
     pub fn start(&self) -> Result<Worker> {
-        Worker::start(&mut self.command()?)
+        Worker::start(&mut self.with_file()?)
     }
 
-    /// Runs the worker until it ends by itself.
-    pub fn run(&self) -> Result<Output> {
-        // A worker that does not end is ended by timeout(1), which exits with 124 then.
-        let worker = self.command()?;
-        let mut command = Command::new("timeout");
-        command.args(["--signal=KILL", "20"]).arg(worker.get_program()).args(worker.get_args());
-        command.env_clear().envs(worker.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        command.stdin(Stdio::null()).output().context("run the worker")
+    /// Starts the worker without a configuration file, with flags for what has no default.
+    pub fn start_by_flags(&self) -> Result<Worker> {
+        let mut command = self.command()?;
+        for flag in ["master", "name", "password-file", "basedir"] {
+            let value = self.configuration["worker"][&flag.replace('-', "_")].as_str();
+            command.arg(format!("--{flag}")).arg(value.context("the flag's value is a text")?);
+        }
+        Worker::start(&mut command)
+    }
+
+    /// Starts a worker that can't work, and waits until it ends by itself.
+    pub fn start_in_vain(&self) -> Result<(ExitStatus, String)> {
+        let mut worker = self.start()?;
+        let status = worker.wait(SOON)?;
+        Ok((status, worker.transcript().text()))
     }
 
     /// The directory whose subdirectories the master gives to its builders.
@@ -190,11 +197,17 @@ impl KvmHost {
         Ok(running)
     }
 
-    fn command(&self) -> Result<Command> {
+    fn with_file(&self) -> Result<Command> {
         let file = self.path("worker.toml");
         fs::write(&file, self.configuration.to_string()).context("write the worker's configuration")?;
+        let mut command = self.command()?;
+        command.arg("--config").arg(file);
+        Ok(command)
+    }
+
+    fn command(&self) -> Result<Command> {
         let mut command = Command::new(worker_binary()?);
-        command.arg("run").arg("--config").arg(file);
+        command.arg("run").current_dir(self.directory.path());
         // The environment of the tests is none of the worker's business, nor of its commands.
         command.env_clear();
         for name in ["PATH", "HOME", "TMPDIR"] {

@@ -202,6 +202,11 @@ impl Master {
         self.rest.call(&format!("builds/{build}"), "stop", &json!({ "reason": "the test wants it" })).map(drop)
     }
 
+    /// Has the master tell a worker to end, as a person does on the web page.
+    pub fn shut_down(&self, worker: &str) -> Result<()> {
+        self.rest.call(&format!("workers/{worker}"), "kill", &json!({ "reason": "the test wants it" })).map(drop)
+    }
+
     /// Waits until a worker is connected and has its builders; `mark` is of [`Master::transcript`].
     pub fn attached(&self, mark: usize, worker: &str) -> Result<()> {
         self.transcript().find_from(mark, &format!("Worker {worker} attached to"), SOON).map(drop)
