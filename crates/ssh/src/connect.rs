@@ -1,0 +1,253 @@
+//! One try at a connection: TCP, banner, key exchange, login.
+
+use std::borrow::Cow;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use russh::client::{self, DisconnectReason, Handle};
+use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
+use russh::{MethodSet, Preferred, cipher, compression, kex};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::session::State;
+use crate::{ConnectError, HostKey, HostKeyPolicy, Target, Timing};
+
+/// How much one channel may receive before the guest must wait for us, in bytes.
+const WINDOW: u32 = 4 << 20;
+
+/// The largest packet we take, in bytes; OpenSSH sends at most 32 KiB at a time.
+const PACKET: u32 = 64 << 10;
+
+/// What a try came to.
+pub(crate) struct Connected {
+    pub handle: Handle<Client>,
+    pub host_key: HostKey,
+}
+
+/// Makes one connection. Everything in it is bounded by `timing`, and dropping the future ends it.
+pub(crate) async fn connect(
+    target: &Target,
+    timing: &Timing,
+    state: watch::Sender<State>,
+) -> Result<Connected, ConnectError> {
+    let not_ready = |why: String| ConnectError::NotReady { target: target.to_string(), why };
+    let stream = within(timing.connect, TcpStream::connect(target.address), "no TCP connection")
+        .await
+        .map_err(not_ready)?
+        .map_err(|error| not_ready(error.to_string()))?;
+    // Keystrokes and signals must not wait for Nagle's algorithm; without it the session still works.
+    let _ = stream.set_nodelay(true);
+    banner(&stream, target, timing).await?;
+    let login = login(stream, target, timing, state);
+    within(timing.login, login, "no login").await.map_err(not_ready)?
+}
+
+/// Waits for a future, or says for how long it was waited for in vain.
+async fn within<T>(limit: Duration, future: impl Future<Output = T>, what: &str) -> Result<T, String> {
+    timeout(limit, future).await.map_err(|_| format!("{what} within {limit:?}"))
+}
+
+/// Waits for the server's first bytes without consuming them, and looks whether it is an ssh server.
+async fn banner(stream: &TcpStream, target: &Target, timing: &Timing) -> Result<(), ConnectError> {
+    let not_ready = |why: String| ConnectError::NotReady { target: target.to_string(), why };
+    let mut start = [0; 64];
+    let peeked =
+        within(timing.banner, stream.peek(&mut start), "connected, but no ssh banner").await.map_err(not_ready)?;
+    let length = peeked.map_err(|error| not_ready(error.to_string()))?;
+    let start = &start[..length];
+    if length == 0 {
+        return Err(not_ready("connection closed before the ssh banner".to_owned()));
+    }
+    if b"SSH-".starts_with(&start[..length.min(4)]) {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(start).trim_end().to_owned();
+    // sshd's words when it has too many connections or (9.8 and later) penalises an address.
+    if said.starts_with("Exceeded") || said.starts_with("Not allowed") {
+        return Err(not_ready(format!("the server says {said:?}")));
+    }
+    Err(ConnectError::Incompatible {
+        target: target.to_string(),
+        why: format!("it is no ssh server: it says {said:?}"),
+    })
+}
+
+async fn login(
+    stream: TcpStream,
+    target: &Target,
+    timing: &Timing,
+    state: watch::Sender<State>,
+) -> Result<Connected, ConnectError> {
+    let seen = Arc::new(Mutex::new(None));
+    let client = Client { policy: target.host_key.clone(), seen: Arc::clone(&seen), state: state.clone() };
+    let connected = client::connect_stream(Arc::new(config(target, timing)), stream, client).await;
+    let host_key = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let mut handle = connected.map_err(|error| match (&error, &target.host_key, &host_key) {
+        (russh::Error::UnknownKey, HostKeyPolicy::Pinned(pinned), Some(presented)) => ConnectError::HostKeyMismatch {
+            target: target.to_string(),
+            pinned: pinned.fingerprint(),
+            presented: presented.fingerprint(),
+        },
+        _ => broken(target, &error),
+    })?;
+    authenticate(&mut handle, target, &state).await?;
+    let host_key = host_key.ok_or_else(|| ConnectError::Incompatible {
+        target: target.to_string(),
+        why: "it presented no plain host key".to_owned(),
+    })?;
+    Ok(Connected { handle, host_key })
+}
+
+async fn authenticate(
+    handle: &mut Handle<Client>,
+    target: &Target,
+    state: &watch::Sender<State>,
+) -> Result<(), ConnectError> {
+    let ended = |error: russh::Error| match &state.borrow().ended {
+        Some(why) => ConnectError::NotReady { target: target.to_string(), why: format!("during login: {why}") },
+        None => broken(target, &error),
+    };
+    let key = target.identity.key();
+    // Servers since 2021 refuse the SHA-1 signatures of plain "ssh-rsa"; which others they know, they announce.
+    let hash = match key.algorithm() {
+        Algorithm::Rsa { .. } => handle.best_supported_rsa_hash().await.map_err(ended)?.flatten(),
+        _ => None,
+    };
+    let key = PrivateKeyWithHashAlg::new(key, hash);
+    match handle.authenticate_publickey(&target.user, key).await.map_err(ended)? {
+        client::AuthResult::Success => Ok(()),
+        client::AuthResult::Failure { remaining_methods, .. } => Err(ConnectError::KeyRefused {
+            target: target.to_string(),
+            fingerprint: target.identity.fingerprint(),
+            methods: names(&remaining_methods),
+        }),
+    }
+}
+
+fn names(methods: &MethodSet) -> String {
+    let names: Vec<&str> = methods.iter().map(<&str>::from).collect();
+    match names.is_empty() {
+        true => "nothing else".to_owned(),
+        false => names.join(","),
+    }
+}
+
+/// Sorts a failure during the handshake: a booting guest cuts connections short at any point.
+fn broken(target: &Target, error: &russh::Error) -> ConnectError {
+    use russh::Error;
+    let (target, why) = (target.to_string(), error.to_string());
+    match error {
+        Error::IO(_)
+        | Error::HUP
+        | Error::Disconnect
+        | Error::SendError
+        | Error::RecvError
+        | Error::Elapsed(_)
+        | Error::Join(_) => ConnectError::NotReady { target, why },
+        _ => ConnectError::Incompatible { target, why },
+    }
+}
+
+fn config(target: &Target, timing: &Timing) -> client::Config {
+    client::Config {
+        window_size: WINDOW,
+        maximum_packet_size: PACKET,
+        channel_buffer_size: 64,
+        preferred: preferred(&target.host_key),
+        keepalive_interval: Some(timing.keepalive),
+        keepalive_max: timing.keepalive_tries.max(1) as usize,
+        nodelay: true,
+        ..client::Config::default()
+    }
+}
+
+fn preferred(host_key: &HostKeyPolicy) -> Preferred {
+    let mut keys = Preferred::DEFAULT.key.to_vec();
+    if let HostKeyPolicy::Pinned(pinned) = host_key {
+        // A server with several host keys presents the kind that we name first.
+        let same_kind = |kind: &Algorithm| match (kind, pinned.algorithm()) {
+            (Algorithm::Rsa { .. }, Algorithm::Rsa { .. }) => true,
+            (kind, pinned) => *kind == pinned,
+        };
+        keys.sort_by_key(|kind| !same_kind(kind));
+    }
+    Preferred {
+        kex: Cow::Borrowed(&[
+            kex::CURVE25519,
+            kex::CURVE25519_PRE_RFC_8731,
+            kex::MLKEM768X25519_SHA256,
+            kex::ECDH_SHA2_NISTP256,
+            kex::DH_G16_SHA512,
+            kex::DH_G14_SHA256,
+            kex::EXTENSION_SUPPORT_AS_CLIENT,
+            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+        ]),
+        key: Cow::Owned(keys),
+        cipher: Cow::Borrowed(&[
+            cipher::AES_128_GCM,
+            cipher::AES_256_GCM,
+            cipher::CHACHA20_POLY1305,
+            cipher::AES_128_CTR,
+            cipher::AES_256_CTR,
+        ]),
+        compression: Cow::Borrowed(&[compression::NONE]),
+        ..Preferred::DEFAULT
+    }
+}
+
+/// What russh's connection task asks of us.
+pub(crate) struct Client {
+    policy: HostKeyPolicy,
+    seen: Arc<Mutex<Option<HostKey>>>,
+    state: watch::Sender<State>,
+}
+
+impl Client {
+    fn ended(&self, why: String) {
+        self.state.send_if_modified(|state| state.end(why));
+    }
+}
+
+impl client::Handler for Client {
+    type Error = russh::Error;
+
+    async fn check_server_key(&mut self, presented: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
+        let PublicKeyOrCertificate::PublicKey { key, .. } = presented else {
+            return Ok(false);
+        };
+        let presented = HostKey::new(key);
+        let accepted = match &self.policy {
+            HostKeyPolicy::Pinned(pinned) => *pinned == presented,
+            HostKeyPolicy::Learn => true,
+        };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(presented);
+        Ok(accepted)
+    }
+
+    async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
+        match reason {
+            DisconnectReason::ReceivedDisconnect(said) => {
+                self.ended(format!("the server disconnected: {}", said.message));
+                Ok(())
+            }
+            DisconnectReason::Error(error) => {
+                self.ended(match &error {
+                    russh::Error::HUP => "the server closed the connection".to_owned(),
+                    russh::Error::KeepaliveTimeout => "the guest no longer answers keepalives".to_owned(),
+                    error => error.to_string(),
+                });
+                Err(error)
+            }
+        }
+    }
+}
+
+impl Drop for Client {
+    /// The task is over, whether or not `disconnected` was called.
+    fn drop(&mut self) {
+        self.ended("the connection was closed".to_owned());
+    }
+}

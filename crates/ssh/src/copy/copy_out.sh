@@ -1,0 +1,30 @@
+# Writes a tar stream to standard output. Runs in the guest, in any POSIX sh, with GNU or busybox tar.
+# $from: the source; $recursive: whether it may be a directory; $mark: starts our lines.
+
+LC_ALL=C
+export LC_ALL
+say() { printf '%s\n' "$mark $*" >&2; }
+fail() {
+    say fail "$1"
+    exit 3
+}
+
+if [ -d "$from" ]; then
+    [ "$recursive" ] || fail is-directory
+    cd -- "$from" || fail other
+    say directory
+    exec tar -cf - .
+elif [ -f "$from" ]; then
+    case $from in
+    */*) cd -- "${from%/*}/" || fail other ;;
+    esac
+    say file
+    exec tar -chf - "./${from##*/}"
+elif [ -e "$from" ]; then
+    fail special
+elif ls -d -- "$from" >/dev/null; then
+    # A symbolic link to nothing.
+    fail missing
+else
+    fail missing-or-denied
+fi

@@ -1,0 +1,177 @@
+//! Why a copy failed, by what the caller can do about it.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+
+use crate::{ExecError, Lost};
+
+/// One end of a copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// The machine we run on.
+    Host,
+    /// The machine behind the session.
+    Guest,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Host => "host",
+            Self::Guest => "guest",
+        })
+    }
+}
+
+/// Why a copy failed. Paths are shown with bytes that are not UTF-8 replaced.
+///
+/// What was new at the destination is not there then; of a directory merged into an existing one, some files may be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CopyError {
+    /// A path no system could have.
+    #[error("path {path:?} {why}")]
+    BadPath {
+        /// The path.
+        path: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// The source does not exist.
+    #[error("{path} does not exist on the {side}")]
+    Missing {
+        /// Where.
+        side: Side,
+        /// The source.
+        path: String,
+    },
+    /// The source is a directory, and the copy is not recursive.
+    #[error("{path} on the {side} is a directory: ask for a recursive copy")]
+    IsDirectory {
+        /// Where.
+        side: Side,
+        /// The source.
+        path: String,
+    },
+    /// The source is neither file nor directory.
+    #[error("{path} on the {side} is neither file nor directory")]
+    Special {
+        /// Where.
+        side: Side,
+        /// The source.
+        path: String,
+    },
+    /// A file is where a directory must be, or the other way round, or a symbolic link is in the way.
+    #[error("{path} is in the way on the {side}: {why}")]
+    InTheWay {
+        /// Where.
+        side: Side,
+        /// What is in the way.
+        path: String,
+        /// Why it is.
+        why: &'static str,
+    },
+    /// Somebody may not read or write something.
+    #[error("permission denied on the {side}: {why}")]
+    Denied {
+        /// Where.
+        side: Side,
+        /// What the system said.
+        why: String,
+    },
+    /// The destination has no room.
+    #[error("no space left on the {side}: {why}")]
+    DiskFull {
+        /// Where.
+        side: Side,
+        /// What the system said.
+        why: String,
+    },
+    /// A file changed while it was read.
+    #[error("{path} on the {side} changed while it was copied: copy it when nothing writes to it")]
+    Changed {
+        /// Where.
+        side: Side,
+        /// The file.
+        path: String,
+    },
+    /// More than [`CopyOptions::limits`](crate::CopyOptions::limits) allows.
+    #[error("more than {limit}: raise the limit if this is meant")]
+    TooMuch {
+        /// What was exceeded.
+        limit: String,
+    },
+    /// The guest sent what no honest `tar` sends.
+    #[error("guest sent a bad archive: {why}")]
+    Hostile {
+        /// What was wrong with it.
+        why: String,
+    },
+    /// Anything else that a system said.
+    #[error("copy failed on the {side}: {why}")]
+    Failed {
+        /// Where.
+        side: Side,
+        /// What the system said.
+        why: String,
+    },
+    /// The guest's part of the copy was not started.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// The connection is gone.
+    #[error(transparent)]
+    Lost(#[from] Lost),
+}
+
+impl CopyError {
+    /// Sorts an error of the host's operating system.
+    pub(crate) fn host(doing: &str, path: &Path, error: &io::Error) -> Self {
+        let side = Side::Host;
+        let why = format!("{doing} {}: {error}", path.display());
+        match error.kind() {
+            io::ErrorKind::NotFound => Self::Missing { side, path: path.display().to_string() },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => Self::Denied { side, why },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { side, why },
+            _ => Self::Failed { side, why },
+        }
+    }
+
+    /// Sorts what the guest's tools said, in the C locale.
+    pub(crate) fn guest(said: &str) -> Self {
+        let side = Side::Guest;
+        let has = |words: &str| said.contains(words);
+        let why = match said.is_empty() {
+            true => "its tools said nothing".to_owned(),
+            false => said.to_owned(),
+        };
+        match () {
+            () if has("No space left on device") || has("Disk quota exceeded") => Self::DiskFull { side, why },
+            () if has("Permission denied") || has("Read-only file system") || has("Operation not permitted") => {
+                Self::Denied { side, why }
+            }
+            () if has("tar: not found") || has("tar: command not found") => {
+                Self::Failed { side, why: "it has no tar: install tar or busybox there".to_owned() }
+            }
+            () => Self::Failed { side, why },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_guest_says_is_sorted_by_remedy() {
+        let side = Side::Guest;
+        let check = |said: &str, expected: fn(String) -> CopyError| {
+            assert_eq!(CopyError::guest(said), expected(said.to_owned()))
+        };
+        check("tar: a: Cannot write: No space left on device", |why| CopyError::DiskFull { side: Side::Guest, why });
+        check("tar: can't open 'a': Permission denied", |why| CopyError::Denied { side: Side::Guest, why });
+        check("mkdir: a: Read-only file system", |why| CopyError::Denied { side: Side::Guest, why });
+        check("tar: short read", |why| CopyError::Failed { side: Side::Guest, why });
+        let why = "it has no tar: install tar or busybox there".to_owned();
+        assert_eq!(CopyError::guest("sh: 1: tar: not found"), CopyError::Failed { side, why });
+    }
+}

@@ -1,0 +1,194 @@
+//! The host's end of a copy in: a file or tree becomes a tar stream.
+
+use std::fs::{self, File, Metadata};
+use std::io::{self, Read, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::OFlags;
+
+use super::archive::{self, Entry, Kind};
+use super::error::{CopyError, Side};
+use super::{Copied, Tally};
+
+/// How much of a file is read at once, in bytes.
+const READ: usize = 256 * 1024;
+
+/// How a stream is laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// The source is `data`, and an empty file `end` follows it.
+    Whole,
+    /// What the source directory holds, without the directory itself.
+    Contents,
+}
+
+/// Writes a source as a tar stream. The source's own last link is followed, links below it are not.
+pub(super) fn pack(source: &Path, layout: Layout, tally: &mut Tally, to: impl Write) -> Result<(), CopyError> {
+    let mut pack = Pack { to, tally, buffer: vec![0; READ] };
+    let metadata = fs::metadata(source).map_err(|error| CopyError::host("read", source, &error))?;
+    match (layout, metadata.is_dir()) {
+        (Layout::Contents, _) => pack.tree(source, Vec::new(), &metadata)?,
+        (Layout::Whole, true) => pack.tree(source, b"data".to_vec(), &metadata)?,
+        (Layout::Whole, false) => pack.file(source, b"data", &metadata)?,
+    }
+    if layout == Layout::Whole {
+        pack.head(&Entry { kind: Kind::File { size: 0 }, path: b"end".to_vec(), mode: 0o600, mtime: 0 })?;
+    }
+    archive::write_end(&mut pack.to).map_err(|_| cut())
+}
+
+/// The other side takes no more; why, it says itself.
+fn cut() -> CopyError {
+    CopyError::Failed { side: Side::Guest, why: "it stopped reading".to_owned() }
+}
+
+struct Pack<'a, W> {
+    to: W,
+    tally: &'a mut Tally,
+    buffer: Vec<u8>,
+}
+
+/// What is left to do in a tree.
+enum Todo {
+    Visit {
+        host: PathBuf,
+        path: Vec<u8>,
+    },
+    /// A directory whose contents are all written.
+    Leave {
+        path: Vec<u8>,
+        metadata: Metadata,
+    },
+}
+
+impl<W: Write> Pack<'_, W> {
+    /// Writes a directory and all below it, without recursion: trees may be deeper than stacks.
+    fn tree(&mut self, top: &Path, path: Vec<u8>, metadata: &Metadata) -> Result<(), CopyError> {
+        let mut todo = Vec::new();
+        self.enter(top, path, metadata.clone(), &mut todo)?;
+        while let Some(next) = todo.pop() {
+            match next {
+                Todo::Leave { path, metadata } => self.directory(&path, metadata.mode(), &metadata)?,
+                Todo::Visit { host, path } => {
+                    let metadata =
+                        fs::symlink_metadata(&host).map_err(|error| CopyError::host("read", &host, &error))?;
+                    match metadata.is_dir() {
+                        true => self.enter(&host, path, metadata, &mut todo)?,
+                        false => self.leaf(&host, &path, &metadata)?,
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a directory's entry and plans its contents.
+    ///
+    /// It comes once before its contents, writable, and once after them, as it is: busybox tar applies mode and time at
+    /// once, and could not write into a read-only directory nor keep its time.
+    fn enter(&mut self, host: &Path, path: Vec<u8>, metadata: Metadata, todo: &mut Vec<Todo>) -> Result<(), CopyError> {
+        self.tally.entry()?;
+        self.tally.copied.directories += 1;
+        let mut names = Vec::new();
+        for entry in fs::read_dir(host).map_err(|error| CopyError::host("list", host, &error))? {
+            names.push(entry.map_err(|error| CopyError::host("list", host, &error))?.file_name());
+        }
+        names.sort_unstable_by(|a, b| b.cmp(a));
+        if !path.is_empty() {
+            self.directory(&path, metadata.mode() | 0o700, &metadata)?;
+            todo.push(Todo::Leave { path: path.clone(), metadata });
+        }
+        todo.extend(names.into_iter().map(|name| {
+            let path = match path.is_empty() {
+                true => name.as_bytes().to_vec(),
+                false => [&path, &b"/"[..], name.as_bytes()].concat(),
+            };
+            Todo::Visit { host: host.join(name), path }
+        }));
+        Ok(())
+    }
+
+    fn directory(&mut self, path: &[u8], mode: u32, metadata: &Metadata) -> Result<(), CopyError> {
+        self.head(&Entry { kind: Kind::Directory, path: [path, b"/"].concat(), mode, mtime: mtime(metadata) })
+    }
+
+    fn leaf(&mut self, host: &Path, path: &[u8], metadata: &Metadata) -> Result<(), CopyError> {
+        let kind = metadata.file_type();
+        if kind.is_symlink() {
+            self.tally.entry()?;
+            self.tally.copied.links += 1;
+            let target = fs::read_link(host).map_err(|error| CopyError::host("read", host, &error))?;
+            let kind = Kind::Symlink { target: target.as_os_str().as_bytes().to_vec() };
+            return self.head(&Entry { kind, path: path.to_vec(), mode: 0o777, mtime: mtime(metadata) });
+        }
+        if kind.is_file() {
+            return self.file(host, path, metadata);
+        }
+        let what = match () {
+            () if kind.is_socket() => "socket",
+            () if kind.is_fifo() => "named pipe",
+            () if kind.is_block_device() => "block device",
+            () => "character device",
+        };
+        self.tally.skip(path, what);
+        Ok(())
+    }
+
+    fn file(&mut self, host: &Path, path: &[u8], expected: &Metadata) -> Result<(), CopyError> {
+        let failed = |error: io::Error| CopyError::host("read", host, &error);
+        // A pipe put there in the meantime must not make us wait for a writer.
+        let flags = OFlags::NONBLOCK.bits() as i32;
+        let file = File::options().read(true).custom_flags(flags).open(host).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if (metadata.dev(), metadata.ino()) != (expected.dev(), expected.ino()) || !metadata.is_file() {
+            return Err(changed(host));
+        }
+        self.tally.entry()?;
+        self.tally.file(metadata.len())?;
+        let kind = Kind::File { size: metadata.len() };
+        self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) })?;
+        self.contents(host, file.take(metadata.len()), metadata.len())
+    }
+
+    fn contents(&mut self, host: &Path, mut file: impl Read, size: u64) -> Result<(), CopyError> {
+        let mut left = size;
+        while left > 0 {
+            match file.read(&mut self.buffer) {
+                Ok(0) => return Err(changed(host)),
+                Ok(read) => {
+                    self.to.write_all(&self.buffer[..read]).map_err(|_| cut())?;
+                    left -= read as u64;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(CopyError::host("read", host, &error)),
+            }
+        }
+        self.to.write_all(archive::padding(size)).map_err(|_| cut())
+    }
+
+    fn head(&mut self, entry: &Entry) -> Result<(), CopyError> {
+        archive::write(&mut self.to, entry).map_err(|_| cut())
+    }
+}
+
+fn changed(host: &Path) -> CopyError {
+    CopyError::Changed { side: Side::Host, path: host.display().to_string() }
+}
+
+/// Tar has no times before 1970.
+fn mtime(metadata: &Metadata) -> u64 {
+    metadata.mtime().try_into().unwrap_or(0)
+}
+
+/// Packs with its own count, and returns it.
+pub(super) fn pack_counted(
+    source: &Path,
+    layout: Layout,
+    mut tally: Tally,
+    to: impl Write,
+) -> Result<Copied, CopyError> {
+    pack(source, layout, &mut tally, to)?;
+    Ok(tally.copied)
+}

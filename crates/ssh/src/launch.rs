@@ -1,0 +1,459 @@
+//! The few lines of `sh` with which a command starts in the guest, and what they report back.
+//!
+//! ```text
+//! request    exec /bin/sh -c '<become a session leader; eval "$1">' sh '<read one line, eval it>'
+//! stdin      <the script: one line><the command's own standard input…>
+//! stderr     <noise of the login shell><nonce> run <pid> <start time>\n<the command's own standard error…>
+//! stdout     <noise of the login shell><nonce>\n<the command's own standard output…>
+//! ```
+//!
+//! The script comes over standard input because arguments are readable by every user of the guest; `read` takes
+//! exactly one line, so what follows is the command's. sshd closes over nothing that would kill a process tree, and
+//! has no request for a process id: hence the session of its own and the report.
+
+use bytes::{Buf, Bytes, BytesMut};
+use rand::Rng;
+
+use crate::exec::{BadExec, Command, Exec, Missing, Pty};
+use crate::shell::Shell;
+
+/// The environment variable that marks a command's processes, also those that left its session.
+pub(crate) const MARK: &str = "SSH_EXEC_ID";
+
+/// Noise of login shells is cut off here, in bytes.
+const MAX_NOISE: usize = 64 * 1024;
+
+/// The longest report line, in bytes: a nonce, a verb and two numbers.
+const MAX_REPORT: usize = 128;
+
+/// Becomes a session leader where the server did not see to it (dropbear), then reads the script.
+/// `setsid` would fork, and lose the exit status, in a process that leads its group already.
+const LAUNCH: &str = "exec /bin/sh -c '{ read -r _ _ _ _ l_group l_session _ </proc/$$/stat; } 2>/dev/null; \
+    if [ \"${l_session:-$$}\" != $$ ] && [ \"$l_group\" != $$ ] && command -v setsid >/dev/null; \
+    then exec setsid /bin/sh -c \"$1\" sh; fi; eval \"$1\"' sh 'IFS= read -r l_script && eval \"$l_script\"'";
+
+/// With a terminal the script must not be echoed nor be cut at the line discipline's 4096 bytes, so it waits until the
+/// terminal is raw.
+const LAUNCH_PTY: &str = "exec /bin/sh -c 'l_tty=$(stty -g) && stty raw -echo && printf \"%s\\n\" \"$1 ready\" && \
+    IFS= read -r l_script && stty \"$l_tty\" && eval \"$l_script\"' sh ";
+
+/// Variables that some shell refuses to set or gives a meaning to: `env` sets them, past the shell.
+const SHELL_VARIABLES: [&str; 12] = [
+    "BASHOPTS",
+    "BASHPID",
+    "BASH_VERSINFO",
+    "EUID",
+    "FUNCNAME",
+    "GROUPS",
+    "IFS",
+    "LINENO",
+    "OPTIND",
+    "PPID",
+    "SHELLOPTS",
+    "UID",
+];
+
+/// Returns what is wrong with a request, before any guest is asked.
+pub(crate) fn validate(exec: &Exec) -> Result<(), BadExec> {
+    let no_nul = |bytes: &[u8], what: &str| match bytes.contains(&0) {
+        true => Err(BadExec::Nul { what: what.to_owned() }),
+        false => Ok(()),
+    };
+    match &exec.command {
+        Command::Argv(argv) => {
+            if argv.first().is_none_or(Vec::is_empty) {
+                return Err(BadExec::Empty);
+            }
+            argv.iter().try_for_each(|argument| no_nul(argument, "the command"))?;
+        }
+        Command::Shell(line) => no_nul(line, "the command")?,
+    }
+    if let Some((dir, _)) = &exec.dir {
+        no_nul(dir, "the working directory")?;
+    }
+    for (name, value) in &exec.env {
+        if !is_name(name) {
+            return Err(BadExec::EnvName { name: name.clone() });
+        }
+        if let Some(value) = value {
+            no_nul(value, &format!("environment variable {name}"))?;
+        }
+    }
+    if let Some(pty) = &exec.pty {
+        no_nul(pty.term.as_bytes(), "the terminal type")?;
+    }
+    match exec.umask {
+        Some(umask) if umask > 0o777 => Err(BadExec::Umask { umask }),
+        _ => Ok(()),
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    let mut bytes = name.bytes();
+    bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
+        && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+}
+
+/// What to send to the guest for one command.
+#[derive(Debug, Clone)]
+pub(crate) struct Launch {
+    /// The exec request.
+    pub request: Vec<u8>,
+    /// The line for standard input.
+    pub script: Bytes,
+    /// What marks our own lines in the output, and the command's environment.
+    pub nonce: String,
+}
+
+impl Launch {
+    pub(crate) fn new(exec: &Exec) -> Result<Self, BadExec> {
+        validate(exec)?;
+        let nonce = nonce();
+        let request = match exec.pty {
+            None => LAUNCH.to_owned(),
+            Some(_) => format!("{LAUNCH_PTY}{nonce}"),
+        };
+        Ok(Self { request: request.into_bytes(), script: script(exec, &nonce), nonce })
+    }
+}
+
+/// Returns a word that no output contains by chance.
+pub(crate) fn nonce() -> String {
+    format!("x{:016x}", rand::rng().random::<u64>())
+}
+
+/// Writes the script: one line, ending in the only newline.
+fn script(exec: &Exec, nonce: &str) -> Bytes {
+    let mut line = Line::new(format!(
+        "l_newline=$(printf '\\nx'); l_newline=${{l_newline%x}}; unset CDPATH; \
+         l_fail() {{ printf '%s\\n' \"{nonce} fail $1\" \"$2\" >&2; exit 125; }}"
+    ));
+    if let Some(umask) = exec.umask {
+        line.raw(&format!("; umask {umask:04o}"));
+    }
+    if let Some((dir, missing)) = exec.dir.as_ref().filter(|(dir, _)| !dir.is_empty()) {
+        line.enter(dir, *missing);
+    }
+    line.raw(&format!("; export {MARK}={nonce}"));
+    for (name, value) in exec.env.iter().filter(|(name, _)| !SHELL_VARIABLES.contains(&name.as_str())) {
+        match value {
+            Some(value) => line.raw(&format!("; export {name}=")).quoted(value),
+            None => line.raw(&format!("; unset {name}")),
+        };
+    }
+    line.raw("; l_start=; { read -r l_start </proc/$$/stat; } 2>/dev/null; set -- ${l_start##*) }");
+    if exec.pty.is_none() {
+        line.raw(&format!("; printf '%s\\n' {nonce}"));
+    }
+    line.raw(&format!("; printf '%s\\n' \"{nonce} run $$ ${{20:-0}}\" >&2; exec"));
+    line.environment_past_the_shell(&exec.env);
+    match &exec.command {
+        Command::Argv(argv) => argv.iter().for_each(|argument| {
+            line.raw(" ").quoted(argument);
+        }),
+        Command::Shell(command) => {
+            line.raw(" /bin/sh -c ").quoted(command);
+        }
+    }
+    line.finish()
+}
+
+/// A line of shell under construction.
+struct Line(BytesMut);
+
+impl Line {
+    fn new(start: String) -> Self {
+        Self(BytesMut::from(start.as_bytes()))
+    }
+
+    fn raw(&mut self, text: &str) -> &mut Self {
+        self.0.extend_from_slice(text.as_bytes());
+        self
+    }
+
+    /// Appends one word. A newline would end the line that `read` takes, so it comes from a variable.
+    fn quoted(&mut self, word: &[u8]) -> &mut Self {
+        let quoted = Shell::Posix.quote(word).unwrap_or_default();
+        for (index, part) in quoted.split(|byte| *byte == b'\n').enumerate() {
+            if index > 0 {
+                self.raw("'\"$l_newline\"'");
+            }
+            self.0.extend_from_slice(part);
+        }
+        self
+    }
+
+    /// Enters the working directory. In the ordinary case that it exists nothing is forked.
+    fn enter(&mut self, dir: &[u8], missing: Missing) {
+        let dir = not_an_option(dir);
+        self.raw("; cd -- ").quoted(&dir).raw(" 2>/dev/null || { ");
+        if missing == Missing::Make {
+            self.raw("l_why=$(mkdir -p -- ").quoted(&dir).raw(" 2>&1) || l_fail mkdir \"$l_why\"; ");
+        }
+        self.raw("l_why=$(cd -- ").quoted(&dir).raw(" 2>&1) || l_fail cd \"$l_why\"; cd -- ").quoted(&dir).raw("; }");
+    }
+
+    fn environment_past_the_shell(&mut self, env: &[(String, Option<Vec<u8>>)]) {
+        let mut reserved = env.iter().filter(|(name, _)| SHELL_VARIABLES.contains(&name.as_str())).peekable();
+        if reserved.peek().is_some() {
+            self.raw(" /usr/bin/env");
+        }
+        for (name, value) in reserved {
+            match value {
+                Some(value) => self.raw(&format!(" {name}=")).quoted(value),
+                None => self.raw(&format!(" -u {name}")),
+            };
+        }
+    }
+
+    fn finish(mut self) -> Bytes {
+        self.raw("\n");
+        self.0.freeze()
+    }
+}
+
+/// Returns a path that `cd` and others take for a path: `-` means the previous directory.
+pub(crate) fn not_an_option(path: &[u8]) -> Vec<u8> {
+    match path.first() {
+        Some(b'-') => [b"./", path].concat(),
+        _ => path.to_vec(),
+    }
+}
+
+/// What the script reported.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Report {
+    /// The terminal is raw: send the script.
+    Ready,
+    /// The command runs under this pid; `start` is its start time in the guest's clock ticks, 0 if unknown.
+    Run { pid: u32, start: u64 },
+    /// It does not: `step` is `mkdir` or `cd`. The reason follows as text.
+    Fail { step: String },
+}
+
+/// Finds our lines in one stream of output and cuts them out, with everything before them.
+pub(crate) struct Scanner {
+    nonce: Vec<u8>,
+    seen: BytesMut,
+}
+
+impl Scanner {
+    pub(crate) fn new(nonce: &str) -> Self {
+        Self { nonce: nonce.as_bytes().to_vec(), seen: BytesMut::new() }
+    }
+
+    /// Takes output in. Returns our next line without the nonce; what follows it stays for [`Scanner::rest`].
+    pub(crate) fn feed(&mut self, data: &[u8]) -> Option<String> {
+        self.seen.extend_from_slice(data);
+        let start = self.seen.windows(self.nonce.len()).position(|window| window == self.nonce);
+        let Some(start) = start else {
+            self.forget_noise();
+            return None;
+        };
+        let line = &self.seen[start + self.nonce.len()..];
+        let end = line.iter().position(|byte| *byte == b'\n').filter(|end| *end <= MAX_REPORT)?;
+        let text = String::from_utf8_lossy(&line[..end]).trim().to_owned();
+        let length = start + self.nonce.len() + end + 1;
+        self.seen.advance(length);
+        Some(text)
+    }
+
+    /// Returns what was taken in after the last line of ours, or all of it if there was none.
+    pub(crate) fn rest(&mut self) -> Bytes {
+        self.seen.split().freeze()
+    }
+
+    /// Keeps the beginning, which says why a login shell failed, and the end, where a nonce may have begun.
+    fn forget_noise(&mut self) {
+        if self.seen.len() > MAX_NOISE {
+            let tail = self.seen.len() - self.nonce.len();
+            let kept_tail = self.seen.split_off(tail);
+            self.seen.truncate(MAX_NOISE / 2);
+            self.seen.unsplit(kept_tail);
+        }
+    }
+}
+
+impl Report {
+    /// Parses a line that [`Scanner::feed`] returned.
+    pub(crate) fn parse(line: &str) -> Option<Self> {
+        let mut words = line.split(' ');
+        match (words.next()?, words.next(), words.next()) {
+            ("ready", None, None) => Some(Self::Ready),
+            ("run", Some(pid), Some(start)) => Some(Self::Run { pid: pid.parse().ok()?, start: start.parse().ok()? }),
+            ("fail", Some(step), None) => Some(Self::Fail { step: step.to_owned() }),
+            _ => None,
+        }
+    }
+}
+
+impl Pty {
+    /// The end-of-file character of a terminal in its usual mode.
+    pub(crate) const EOF: &'static [u8] = b"\x04";
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command as Child, Stdio};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// What a command started by the real script in a real shell got and said.
+    #[derive(Debug, PartialEq, Eq)]
+    struct Ran {
+        stdout: Vec<u8>,
+        stderr: Vec<u8>,
+        report: Option<Report>,
+        code: Option<i32>,
+    }
+
+    /// Runs a request as sshd would, in `shell` as the login shell.
+    fn run(shell: &[&str], exec: &Exec, stdin: &[u8]) -> Ran {
+        let launch = Launch::new(exec).expect("a valid request");
+        let mut child = Child::new(shell[0])
+            .args(&shell[1..])
+            .arg("-c")
+            .arg(String::from_utf8(launch.request).expect("the request is text"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("start the shell");
+        let mut input = child.stdin.take().expect("stdin is piped");
+        input.write_all(&launch.script).expect("write the script");
+        // The command may not read its input.
+        let _ = input.write_all(stdin);
+        drop(input);
+        let output = child.wait_with_output().expect("wait for the shell");
+        let mut stdout = Scanner::new(&launch.nonce);
+        let mut stderr = Scanner::new(&launch.nonce);
+        stdout.feed(&output.stdout);
+        let report = stderr.feed(&output.stderr).as_deref().and_then(Report::parse);
+        Ran { stdout: stdout.rest().to_vec(), stderr: stderr.rest().to_vec(), report, code: output.status.code() }
+    }
+
+    const SHELLS: [&[&str]; 3] = [&["/bin/sh"], &["bash"], &["busybox", "sh"]];
+
+    /// Checks the standard output in each shell, and that the command ended well.
+    fn check(exec: Exec, stdin: &[u8], expected: &[u8]) {
+        for shell in SHELLS {
+            let ran = run(shell, &exec, stdin);
+            assert_eq!((ran.stdout.as_slice(), ran.code), (expected, Some(0)), "{shell:?}: {:?}", ran.stderr);
+            assert!(matches!(ran.report, Some(Report::Run { pid: 1.., start: 1.. })), "{:?}", ran.report);
+        }
+    }
+
+    #[test]
+    fn a_command_gets_its_arguments_environment_directory_and_input() {
+        check(
+            Exec::argv(["printf", "%s|", "a b", "it's", "$HOME", "line\nbreak", ""]),
+            b"",
+            b"a b|it's|$HOME|line\nbreak||",
+        );
+        check(Exec::shell("printf '%s\n' \"$0\"\nexit 0"), b"", b"/bin/sh\n");
+        check(Exec::argv(["printenv", "A"]).env("A", "x\ny'z "), b"", b"x\ny'z \n");
+        check(Exec::shell("echo ${HOME-gone}").env_remove("HOME"), b"", b"gone\n");
+        check(
+            Exec::argv(["/usr/bin/printenv", "UID", "IFS"]).env("UID", "7").env("IFS", "0123456789"),
+            b"",
+            b"7\n0123456789\n",
+        );
+        check(Exec::argv(["pwd"]).dir("/usr/bin", Missing::Fail), b"", b"/usr/bin\n");
+        check(Exec::shell("umask").umask(0o027), b"", b"0027\n");
+        check(Exec::argv(["cat"]), b"first\nsecond\0\xff", b"first\nsecond\0\xff");
+        check(Exec::argv(["cat"]), b"", b"");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_entered_is_reported_and_nothing_runs() {
+        for shell in SHELLS {
+            for (exec, step) in [
+                (Exec::argv(["echo", "ran"]).dir("/nowhere/at all", Missing::Fail), "cd"),
+                (Exec::argv(["echo", "ran"]).dir("/dev/null/x", Missing::Make), "mkdir"),
+            ] {
+                let ran = run(shell, &exec, b"");
+                assert_eq!(ran.report, Some(Report::Fail { step: step.to_owned() }));
+                assert_eq!((ran.stdout.as_slice(), ran.code), (&b""[..], Some(125)));
+                assert!(!ran.stderr.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn a_program_that_cannot_be_run_has_the_usual_codes() {
+        for shell in SHELLS {
+            assert_eq!(run(shell, &Exec::argv(["no-such-program"]), b"").code, Some(127));
+            assert_eq!(run(shell, &Exec::argv(["/etc/passwd"]), b"").code, Some(126));
+        }
+    }
+
+    #[test]
+    fn requests_no_guest_could_run_are_refused() {
+        let refused = |exec: Exec, expected: BadExec| assert_eq!(exec.validate(), Err(expected));
+        refused(Exec::argv(Vec::<&str>::new()), BadExec::Empty);
+        refused(Exec::argv([""]), BadExec::Empty);
+        refused(Exec::argv(["a\0"]), BadExec::Nul { what: "the command".into() });
+        refused(Exec::shell("true").env("A", "\0"), BadExec::Nul { what: "environment variable A".into() });
+        refused(Exec::shell("true").env("1A", ""), BadExec::EnvName { name: "1A".into() });
+        refused(Exec::shell("true").env("A B", ""), BadExec::EnvName { name: "A B".into() });
+        refused(Exec::shell("true").env_remove(""), BadExec::EnvName { name: "".into() });
+        refused(Exec::shell("true").dir("\0", Missing::Make), BadExec::Nul { what: "the working directory".into() });
+        refused(Exec::shell("true").umask(0o1000), BadExec::Umask { umask: 0o1000 });
+        assert_eq!(Exec::shell("").validate(), Ok(()));
+    }
+
+    #[test]
+    fn our_lines_are_found_whatever_surrounds_them_and_however_they_arrive() {
+        let text = b"motd\nx1 ru\xffx12 run 45 6\ncommand's own x12 run";
+        for split in 0..text.len() {
+            let mut scanner = Scanner::new("x12");
+            let first = scanner.feed(&text[..split]);
+            let found_early = first.is_some();
+            let line = first.or_else(|| scanner.feed(&text[split..]));
+            let mut rest = scanner.rest().to_vec();
+            if found_early {
+                rest.extend(&text[split..]);
+            }
+            assert_eq!(line.as_deref().and_then(Report::parse), Some(Report::Run { pid: 45, start: 6 }), "{split}");
+            assert_eq!(rest, b"command's own x12 run", "{split}");
+        }
+    }
+
+    #[test]
+    fn endless_noise_is_forgotten() {
+        let mut scanner = Scanner::new("x12");
+        for _ in 0..100 {
+            assert_eq!(scanner.feed(&[b'.'; 10_000]), None);
+            assert!(scanner.seen.len() <= MAX_NOISE + 10_000);
+        }
+        assert_eq!(scanner.feed(b"x1"), None);
+        assert_eq!(scanner.feed(b"2 ready\n"), Some("ready".to_owned()));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn any_bytes_but_nul_reach_the_command(
+            arguments in prop::collection::vec(prop::collection::vec(1u8.., 0..30), 1..5),
+            value in prop::collection::vec(1u8.., 0..60),
+            input in prop::collection::vec(any::<u8>(), 0..60),
+        ) {
+            let mut argv = vec![b"sh".to_vec(), b"-c".to_vec(), b"printf '%s\\0' \"$@\" \"$V\"; cat".to_vec(), b"sh".to_vec()];
+            argv.extend(arguments.iter().cloned());
+            let mut expected = Vec::new();
+            for word in arguments.iter().chain([&value]) {
+                expected.extend(word);
+                expected.push(0);
+            }
+            expected.extend(&input);
+            let exec = Exec::argv(argv).env("V", value);
+            for shell in SHELLS {
+                prop_assert_eq!(&run(shell, &exec, &input).stdout, &expected);
+            }
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Waiting for a guest that boots.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{ConnectError, Exec, Exit, OutputError, Session, Target, Timing};
+
+/// The pause after a first try that failed; it grows to [`PAUSE_MAX`].
+const PAUSE: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_millis(250);
+
+/// How long a try may wait for the first byte; doubled at each, up to [`Timing::banner`]. A connection that QEMU's user
+/// network accepted before the guest's network was up may never be answered, while a new one is.
+const BANNER: Duration = Duration::from_secs(1);
+
+/// What the readiness command may print, in bytes.
+const MAX_OUTPUT: usize = 64 * 1024;
+
+/// When a guest counts as ready.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// How long to wait altogether.
+    pub timeout: Duration,
+    /// The command line that must succeed: an ssh server that answers during boot may be stopped again, or the guest
+    /// may need longer than its server.
+    pub command: String,
+    /// How long the guest may refuse the key before that counts as its last word: during boot it may not have its
+    /// users' directories yet, or let nobody in (systemd's `/run/nologin`).
+    pub refusal_grace: Duration,
+}
+
+impl Readiness {
+    /// Asks for `true` to succeed within `timeout`, and puts up with refusals for 20 s.
+    pub fn within(timeout: Duration) -> Self {
+        Self { timeout, command: "true".to_owned(), refusal_grace: Duration::from_secs(20) }
+    }
+}
+
+/// A guest that is ready.
+#[derive(Debug)]
+pub struct Ready {
+    /// The session over which the readiness command succeeded.
+    pub session: Session,
+    /// How long it took.
+    pub waited: Duration,
+    /// How many connections were tried.
+    pub tries: u32,
+}
+
+/// Why a guest did not become ready.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotReady {
+    /// It had its time.
+    #[error("guest not ready after {waited:?} and {tries} tries; the last one: {last}")]
+    TimedOut {
+        /// How long we waited.
+        waited: Duration,
+        /// How many connections were tried.
+        tries: u32,
+        /// What the last complete try came to.
+        last: String,
+    },
+    /// Trying again cannot help.
+    #[error(transparent)]
+    Refused(ConnectError),
+}
+
+/// Polls a booting guest until it lets us in and the readiness command succeeds.
+///
+/// Cancel-safe: select against the end of the machine, which nobody here can see.
+pub async fn wait_until_ready(target: &Target, timing: &Timing, readiness: &Readiness) -> Result<Ready, NotReady> {
+    let mut boot = Boot { start: Instant::now(), tries: 0, refused: None, last: "nothing was tried".to_owned() };
+    match timeout(readiness.timeout, boot.poll(target, timing, readiness)).await {
+        Ok(Ok(session)) => Ok(Ready { session, waited: boot.start.elapsed(), tries: boot.tries }),
+        Ok(Err(error)) => Err(NotReady::Refused(error)),
+        Err(_) => Err(NotReady::TimedOut { waited: boot.start.elapsed(), tries: boot.tries, last: boot.last }),
+    }
+}
+
+struct Boot {
+    start: Instant,
+    tries: u32,
+    /// Since when the key has been refused.
+    refused: Option<Instant>,
+    last: String,
+}
+
+impl Boot {
+    async fn poll(&mut self, target: &Target, timing: &Timing, readiness: &Readiness) -> Result<Session, ConnectError> {
+        let mut timing = timing.clone();
+        let banner_max = timing.banner;
+        timing.banner = banner_max.min(BANNER);
+        let mut pause = PAUSE;
+        loop {
+            self.tries += 1;
+            match Session::connect(target, &timing).await {
+                Ok(session) => match asked(&session, readiness).await {
+                    Ok(()) => return Ok(session),
+                    Err(why) => self.failed(why),
+                },
+                Err(error) if self.is_final(&error, readiness) => return Err(error),
+                Err(error) => self.failed(error.to_string()),
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(PAUSE_MAX);
+            timing.banner = (timing.banner * 2).min(banner_max);
+        }
+    }
+
+    fn failed(&mut self, why: String) {
+        if why != self.last {
+            tracing::debug!(tries = self.tries, why, "guest not ready");
+            self.last = why;
+        }
+    }
+
+    fn is_final(&mut self, error: &ConnectError, readiness: &Readiness) -> bool {
+        match error {
+            ConnectError::NotReady { .. } => false,
+            ConnectError::KeyRefused { .. } => {
+                self.refused.get_or_insert_with(Instant::now).elapsed() >= readiness.refusal_grace
+            }
+            ConnectError::HostKeyMismatch { .. } | ConnectError::Incompatible { .. } => true,
+        }
+    }
+}
+
+/// Runs the readiness command.
+async fn asked(session: &Session, readiness: &Readiness) -> Result<(), String> {
+    let command = &readiness.command;
+    let process = session.exec(Exec::shell(command.as_str())).await.map_err(|error| error.to_string())?;
+    match process.output(MAX_OUTPUT).await {
+        Ok(output) if output.exit == Exit::Code(0) => Ok(()),
+        Ok(output) => Err(format!("readiness command {command:?} ended with {}", output.exit)),
+        Err(OutputError::TooLong { .. }) => Err(format!("readiness command {command:?} prints too much")),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,170 @@
+//! One connection with one guest, over which everything else runs.
+
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use russh::Disconnect;
+use russh::client::Handle;
+use tokio::sync::watch;
+use tokio::time::timeout;
+
+use crate::channel::Channels;
+use crate::connect::{self, Client, Connected};
+use crate::copy::{self, Copied, CopyError, CopyOptions};
+use crate::{ConnectError, Exec, ExecError, HostKey, Lost, Process, Target, Timing, process};
+
+/// How long [`Session::close`] waits for the connection to end politely.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// A session with a guest: one connection, any number of processes and copies over it.
+///
+/// A clone is another handle on the same connection, which ends with [`Session::close`] or when the last handle,
+/// [`Process`] and copy is gone.
+#[derive(Clone)]
+pub struct Session {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub handle: Handle<Client>,
+    pub channels: Channels,
+    pub timing: Timing,
+    pub state: watch::Sender<State>,
+    target: String,
+    host_key: HostKey,
+}
+
+/// What everybody on a connection must know of it.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Why the connection is over, if it is.
+    pub ended: Option<String>,
+    /// How many requests must get through although somebody does not read his output.
+    pub urgent: u32,
+}
+
+impl State {
+    /// Records the first reason; says whether this was it.
+    pub(crate) fn end(&mut self, why: String) -> bool {
+        let first = self.ended.is_none();
+        if first {
+            self.ended = Some(why);
+        }
+        first
+    }
+}
+
+impl Session {
+    /// Makes one try to connect and log in, each part of it bounded by `timing`. Dropping the future ends the try.
+    pub async fn connect(target: &Target, timing: &Timing) -> Result<Self, ConnectError> {
+        let state = watch::Sender::new(State::default());
+        let Connected { handle, host_key } = connect::connect(target, timing, state.clone()).await?;
+        tracing::debug!(%target, host_key = %host_key.fingerprint(), "ssh session established");
+        let channels = Channels::new(timing.channels);
+        let shared = Shared { handle, channels, timing: timing.clone(), state, target: target.to_string(), host_key };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Returns the key the server presented: after [`HostKeyPolicy::Learn`](crate::HostKeyPolicy::Learn), the one to pin.
+    pub fn host_key(&self) -> &HostKey {
+        &self.shared.host_key
+    }
+
+    /// Starts a command. Returns when the guest's shell has entered the working directory and reported the process.
+    ///
+    /// When all channels are in use it waits for one, up to [`Timing::channel`]. Dropping the future closes the channel.
+    pub async fn exec(&self, exec: Exec) -> Result<Process, ExecError> {
+        process::start(self, &exec).await
+    }
+
+    /// Copies a host file, or a directory with all it holds, into the guest.
+    ///
+    /// As with `scp`: if `to` is an existing directory, the source lands inside it under its own name, else it becomes
+    /// `to`. A `to` that ends in `/` is always meant as a directory and made if missing; so are missing parents. A
+    /// relative `to` starts at the login directory. What is new in the guest appears under its name only when complete;
+    /// a directory copied onto an existing one is merged into it. Symbolic links within a directory are copied as links.
+    pub async fn copy_in(
+        &self,
+        from: &Path,
+        to: impl Into<Vec<u8>>,
+        options: &CopyOptions,
+    ) -> Result<Copied, CopyError> {
+        copy::copy_in(self, from, &to.into(), options).await
+    }
+
+    /// Copies a guest file, or a directory with all it holds, to the host, by the rules of [`Session::copy_in`].
+    ///
+    /// The guest is not trusted: whatever it sends, nothing is written outside the destination, through a symbolic link,
+    /// or beyond [`CopyOptions::limits`], and no device or setuid file is made.
+    pub async fn copy_out(
+        &self,
+        from: impl Into<Vec<u8>>,
+        to: &Path,
+        options: &CopyOptions,
+    ) -> Result<Copied, CopyError> {
+        copy::copy_out(self, &from.into(), to, options).await
+    }
+
+    /// Waits until the connection is gone, and says why. Cancel-safe.
+    pub async fn lost(&self) -> Lost {
+        self.shared.lost().await
+    }
+
+    /// Tells whether the connection is known to be gone.
+    pub fn is_lost(&self) -> bool {
+        self.shared.is_lost()
+    }
+
+    /// Ends the connection, and with it every process's channel; the processes themselves are not signalled.
+    pub async fn close(self) {
+        let polite = self.shared.handle.disconnect(Disconnect::ByApplication, "", "");
+        // Pumps that wait for a reader would keep russh's task from ever seeing the request.
+        self.shared.state.send_if_modified(|state| state.end("closed by us".to_owned()));
+        let _ = timeout(CLOSE_WAIT, polite).await;
+    }
+}
+
+impl Shared {
+    pub(crate) fn target(&self) -> &str {
+        &self.target
+    }
+
+    pub(crate) fn is_lost(&self) -> bool {
+        self.state.borrow().ended.is_some()
+    }
+
+    pub(crate) async fn lost(&self) -> Lost {
+        let mut state = self.state.subscribe();
+        // The sender lives in `self`, so waiting cannot fail; if it did, the connection would be gone.
+        let why = match state.wait_for(|state| state.ended.is_some()).await {
+            Ok(state) => state.ended.clone().unwrap_or_default(),
+            Err(_) => "the session was dropped".to_owned(),
+        };
+        Lost { target: self.target.clone(), why }
+    }
+
+    /// Lets every process take in more output than its reader asked for, until the guard is dropped.
+    pub(crate) fn urgent(self: &Arc<Self>) -> Urgent {
+        self.state.send_modify(|state| state.urgent += 1);
+        Urgent(Arc::clone(self))
+    }
+}
+
+pub(crate) struct Urgent(Arc<Shared>);
+
+impl Drop for Urgent {
+    fn drop(&mut self) {
+        self.0.state.send_modify(|state| state.urgent -= 1);
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("target", &self.shared.target)
+            .field("state", &*self.shared.state.borrow())
+            .finish()
+    }
+}

@@ -1,0 +1,168 @@
+//! Signals, by name, and the guest script that delivers one to a process tree.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use bytes::BytesMut;
+use russh::ChannelMsg;
+use tokio::time::timeout;
+
+use crate::channel::{self, Purpose};
+use crate::session::Shared;
+use crate::{ExecError, SignalError, launch};
+
+/// What the guest may answer, in bytes.
+const MAX_ANSWER: usize = 256 * 1024;
+
+const SCRIPT: &str = include_str!("signal_tree.sh");
+
+macro_rules! signals {
+    ($($variant:ident $name:literal,)*) => {
+        /// A POSIX signal. Numbers differ between systems, names do not.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum Signal {
+            $(#[doc = concat!("`SIG", $name, "`.")] $variant,)*
+        }
+
+        impl Signal {
+            /// Returns the name without `SIG`, as `kill -s` takes it.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+
+        impl FromStr for Signal {
+            type Err = UnknownSignal;
+
+            fn from_str(name: &str) -> Result<Self, UnknownSignal> {
+                match name.strip_prefix("SIG").unwrap_or(name) {
+                    $($name => Ok(Self::$variant),)*
+                    _ => Err(UnknownSignal { name: name.to_owned() }),
+                }
+            }
+        }
+    };
+}
+
+signals! {
+    Hup "HUP",
+    Int "INT",
+    Quit "QUIT",
+    Abrt "ABRT",
+    Kill "KILL",
+    Usr1 "USR1",
+    Usr2 "USR2",
+    Term "TERM",
+    Stop "STOP",
+    Cont "CONT",
+    Winch "WINCH",
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SIG{}", self.name())
+    }
+}
+
+/// A name that is no signal's.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("unknown signal {name:?}: use a name such as TERM, INT or KILL")]
+pub struct UnknownSignal {
+    name: String,
+}
+
+/// What a signal reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Signalled {
+    /// How many processes got it; 0 when the tree was gone already.
+    pub processes: u32,
+}
+
+/// A command's processes in the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Tree {
+    /// The first process and its start time in the guest's clock ticks; unknown before the guest reported it.
+    pub leader: Option<(u32, u64)>,
+    /// The value of [`launch::MARK`] in their environment.
+    pub nonce: String,
+}
+
+impl Tree {
+    fn script(&self, signal: Signal, report: &str) -> String {
+        let (leader, start) = match self.leader {
+            Some((pid, start)) => (pid.to_string(), start.to_string()),
+            None => ("none".to_owned(), String::new()),
+        };
+        let (mark, nonce) = (launch::MARK, &self.nonce);
+        format!("leader={leader} start={start} mark={mark}={nonce} signal={} report={report}\n{SCRIPT}", signal.name())
+    }
+}
+
+/// Signals a command's whole process tree, over a channel of its own.
+pub(crate) async fn deliver(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<Signalled, SignalError> {
+    let _urgent = shared.urgent();
+    let (channel, _permit) = channel::open(shared, Purpose::Control).await?;
+    let report = launch::nonce();
+    let limit = shared.timing.start;
+    let answering = async {
+        let (mut read, write) = channel.split();
+        write.exec(false, "exec /bin/sh").await?;
+        write.data_bytes(tree.script(signal, &report)).await?;
+        write.eof().await?;
+        let mut answer = BytesMut::new();
+        while let Some(message) = read.wait().await {
+            match message {
+                ChannelMsg::Data { data } if answer.len() < MAX_ANSWER => answer.extend_from_slice(&data),
+                ChannelMsg::Close => return Ok(Some(answer)),
+                _ => {}
+            }
+        }
+        Ok::<_, russh::Error>(None)
+    };
+    let not_started =
+        |why: String| SignalError::Exec(ExecError::NotStarted { target: shared.target().to_owned(), why });
+    let answered = timeout(limit, answering).await.map_err(|_| not_started(format!("no answer within {limit:?}")))?;
+    let Ok(Some(answer)) = answered else {
+        return Err(SignalError::Exec(shared.lost().await.into()));
+    };
+    let answer = String::from_utf8_lossy(&answer);
+    parse(&answer, &report, signal).unwrap_or_else(|| Err(not_started(format!("unexpected answer {answer:.200?}"))))
+}
+
+/// Parses `REPORT COUNT [DENIED…]`; login shells may have printed something before it.
+fn parse(answer: &str, report: &str, signal: Signal) -> Option<Result<Signalled, SignalError>> {
+    let (_, line) = answer.rsplit_once(report)?;
+    let mut numbers = line.split_whitespace().map(str::parse::<u32>);
+    let processes = numbers.next()?.ok()?;
+    let pids: Vec<u32> = numbers.collect::<Result<_, _>>().ok()?;
+    Some(match pids.is_empty() {
+        true => Ok(Signalled { processes }),
+        false => Err(SignalError::NotPermitted { signal: signal.name(), pids }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_with_and_without_their_prefix() {
+        assert_eq!("TERM".parse(), Ok(Signal::Term));
+        assert_eq!("SIGKILL".parse(), Ok(Signal::Kill));
+        assert_eq!("term".parse::<Signal>(), Err(UnknownSignal { name: "term".into() }));
+        assert_eq!(Signal::Usr1.to_string(), "SIGUSR1");
+    }
+
+    #[test]
+    fn answers_are_parsed_and_anything_else_is_refused() {
+        let check = |answer: &str, expected| assert_eq!(parse(answer, "x1", Signal::Term), expected, "{answer:?}");
+        check("x1 0\n", Some(Ok(Signalled { processes: 0 })));
+        check("motd\nx1 12\n", Some(Ok(Signalled { processes: 12 })));
+        check("x1 1 77 78\n", Some(Err(SignalError::NotPermitted { signal: "TERM", pids: vec![77, 78] })));
+        check("", None);
+        check("x1\n", None);
+        check("x1 many\n", None);
+        check("x1 1 -5\n", None);
+    }
+}

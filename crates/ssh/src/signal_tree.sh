@@ -1,0 +1,77 @@
+# Sends $signal to everything a command started. Runs in the guest, in any POSIX sh, with Linux's /proc.
+# $leader: the command's pid; $start: its start time (a pid alone may have been reused); $mark: NAME=VALUE in its environment.
+# Members are the leader, its session and process group, whatever carries the mark (daemons that left the session),
+# and all descendants of these (sudo clears the environment).
+
+# Lists "pid:parent:group:session" of all user processes but this shell.
+list() {
+    table= reused=
+    for stat in /proc/[0-9]*/stat; do
+        { read -r line <"$stat"; } 2>/dev/null || continue
+        pid=${line%% *}
+        # The name in parentheses may hold blanks and parentheses itself.
+        set -- ${line##*) }
+        [ "$1" = Z ] || [ "$4" = 0 ] || [ "$pid" = $$ ] && continue
+        [ "$pid" = "$leader" ] && [ "${20}" != "$start" ] && reused=1
+        table="$table $pid:$2:$3:$4"
+    done
+    marked=' '
+    for environ in $(grep -lsF "$mark" /proc/[0-9]*/environ 2>/dev/null); do
+        environ=${environ#/proc/}
+        marked="$marked${environ%/environ} "
+    done
+}
+
+find_members() {
+    list
+    members=' '
+    for entry in $table; do
+        pid=${entry%%:*} group_session=${entry#*:*:}
+        member=
+        case $marked in *" $pid "*) member=1 ;; esac
+        [ "$reused" ] || case ":$pid:$group_session:" in *:"$leader":*) member=1 ;; esac
+        [ "$member" ] && members="$members$pid "
+    done
+    more=1
+    while [ "$more" ]; do
+        more=
+        for entry in $table; do
+            pid=${entry%%:*} parent=${entry#*:}
+            parent=${parent%%:*}
+            case $members in
+            *" $pid "*) ;;
+            *" $parent "*) members="$members$pid " more=1 ;;
+            esac
+        done
+    done
+}
+
+signalled=' ' denied= count=0
+
+# Signals the members that were not signalled before; fails if there was none.
+signal_members() {
+    new=
+    for pid in $members; do
+        case $signalled in *" $pid "*) continue ;; esac
+        new=1 signalled="$signalled$pid "
+        if kill -s "$signal" "$pid" 2>/dev/null; then
+            count=$((count + 1))
+        elif [ -d "/proc/$pid" ]; then
+            denied="$denied $pid"
+        fi
+    done
+    if [ "$denied" ] && sudo -n /bin/sh -c "kill -s $signal$denied" >/dev/null 2>&1; then
+        for pid in $denied; do count=$((count + 1)); done
+        denied=
+    fi
+    [ "$new" ]
+}
+
+if [ -e /proc/self/stat ]; then
+    find_members
+    # What forked while it was being killed shows in the next round.
+    while signal_members && [ "$signal" = KILL ]; do find_members; done
+else
+    kill -s "$signal" -- "-$leader" 2>/dev/null && count=1
+fi
+printf '%s\n' "$report $count$denied"
