@@ -1,0 +1,302 @@
+//! From a [`Machine`] to QEMU's arguments.
+
+use std::ffi::{OsStr, OsString};
+use std::os::fd::RawFd;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::Path;
+
+use crate::{Accelerator, Boot, Drive, Durability, Features, Machine, Network, Outside};
+
+/// What connects a machine to its host, apart from its disks and network.
+#[derive(Clone, Copy, Debug)]
+pub struct Wiring<'a> {
+    /// The number QEMU inherits the listening QMP socket under. A socket that listens before QEMU starts can be connected
+    /// to at once, and nobody has to wait for a file to appear.
+    pub qmp: RawFd,
+    /// The file that gets what the guest writes to its first serial port. Truncated by QEMU.
+    pub console_log: &'a Path,
+}
+
+impl Machine {
+    /// Returns QEMU's arguments for this machine, without the program's name. Pure. Works with QEMU 7.2 to 10.0.
+    pub fn arguments(&self, features: &Features, wiring: Wiring<'_>) -> Vec<OsString> {
+        let mut list = List::default();
+        list.option("-name", Value::new("guest=").text(&self.name));
+        // No devices, files or windows but those named here.
+        list.flag("-no-user-config");
+        list.flag("-nodefaults");
+        list.option("-display", Value::new("none"));
+        if features.sandbox {
+            list.option("-sandbox", Value::new(SANDBOX));
+        }
+        self.processor_and_memory(&mut list);
+        self.boot(&mut list);
+        for (number, drive) in self.drives.iter().enumerate() {
+            self.drive(&mut list, number, drive);
+        }
+        self.network(&mut list);
+        if features.rng {
+            list.option("-object", Value::new("rng-random,id=rng0,filename=/dev/urandom"));
+            list.option("-device", self.virtio("rng").then(",rng=rng0"));
+        }
+        list.option("-chardev", Value::new("file,id=console,append=off,path=").text(wiring.console_log));
+        list.option("-serial", Value::new("chardev:console"));
+        list.option("-chardev", Value::new(format!("socket,id=qmp,server=on,wait=off,fd={}", wiring.qmp)));
+        list.option("-mon", Value::new("chardev=qmp,mode=control"));
+        list.args.extend(self.extra_args.iter().map(OsString::from));
+        list.args
+    }
+
+    fn processor_and_memory(&self, list: &mut List) {
+        let default_cpu = match self.accelerator {
+            Accelerator::Kvm => "host",
+            Accelerator::Tcg => "max",
+        };
+        // These three are option strings themselves (`q35,smm=off`), so that their commas mean what they say.
+        list.option("-machine", Value::new(&self.machine_type));
+        list.option("-accel", Value::new(self.accelerator.name()));
+        list.option("-cpu", Value::new(self.cpu.as_deref().unwrap_or(default_cpu)));
+        list.option("-smp", Value::new(self.cpus.to_string()));
+        list.option("-m", Value::new(format!("{}M", self.memory_mib)));
+    }
+
+    fn boot(&self, list: &mut List) {
+        if let Boot::Kernel { kernel, initrd, append } = &self.boot {
+            // Not option strings: a comma is a comma here, except in -initrd, which lists modules for multiboot kernels
+            // only.
+            list.option("-kernel", Value::new(kernel));
+            if let Some(initrd) = initrd {
+                list.option("-initrd", Value::new(initrd));
+            }
+            list.option("-append", Value::new(append));
+        }
+    }
+
+    fn drive(&self, list: &mut List, number: usize, drive: &Drive) {
+        let no_flush = match drive.durability {
+            Durability::Kept => "off",
+            Durability::Disposable => "on",
+        };
+        let format = drive.format.name();
+        // Unlike -drive file=, this never takes the beginning of a path for the name of a protocol.
+        let node = format!("driver={format},node-name=disk{number},discard=unmap,cache.no-flush={no_flush}");
+        list.option("-blockdev", Value::new(node).then(",file.driver=file,file.filename=").text(&drive.file));
+        let boot = if self.boot == Boot::Disk { format!(",bootindex={number}") } else { String::new() };
+        list.option("-device", self.virtio("blk").then(format!(",drive=disk{number}")).then(boot));
+    }
+
+    fn network(&self, list: &mut List) {
+        let Network { host_port, guest_port, outside } = self.network;
+        let restrict = match outside {
+            Outside::Open => "off",
+            Outside::Closed => "on",
+        };
+        let forward = format!("hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}");
+        list.option("-netdev", Value::new(format!("user,id=net0,restrict={restrict},{forward}")));
+        // Without an option ROM, which is of no use but for booting from the network, and in a package of its own.
+        let rom = if self.has_pci() { ",romfile=" } else { "" };
+        list.option("-device", self.virtio("net").then(",netdev=net0").then(rom));
+    }
+
+    /// Names a virtio device for the machine's bus.
+    fn virtio(&self, kind: &str) -> Value {
+        let bus = if self.has_pci() { "pci" } else { "device" };
+        Value::new(format!("virtio-{kind}-{bus}"))
+    }
+
+    fn has_pci(&self) -> bool {
+        self.machine_type.split(',').next() != Some("microvm")
+    }
+}
+
+/// Keeps QEMU from the system calls it has no use for once it runs: old ones, other users' rights, new processes, other
+/// priorities.
+pub(crate) const SANDBOX: &str = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny";
+
+#[derive(Default)]
+struct List {
+    args: Vec<OsString>,
+}
+
+impl List {
+    fn flag(&mut self, name: &str) {
+        self.args.push(name.into());
+    }
+
+    fn option(&mut self, name: &str, value: Value) {
+        self.args.extend([name.into(), value.0]);
+    }
+}
+
+/// An option's value in the making.
+struct Value(OsString);
+
+impl Value {
+    fn new(syntax: impl AsRef<OsStr>) -> Self {
+        Value(syntax.as_ref().to_owned())
+    }
+
+    /// Adds what QEMU is to read as syntax.
+    fn then(mut self, syntax: impl AsRef<OsStr>) -> Self {
+        self.0.push(syntax);
+        self
+    }
+
+    /// Adds what QEMU is to take as it is, by doubling its commas.
+    fn text(self, text: impl AsRef<OsStr>) -> Self {
+        let bytes = text.as_ref().as_bytes();
+        let doubled = bytes.iter().flat_map(|&byte| std::iter::repeat_n(byte, if byte == b',' { 2 } else { 1 }));
+        self.then(OsString::from_vec(doubled.collect()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Format;
+
+    const ALL: Features = Features { sandbox: true, rng: true };
+
+    fn machine() -> Machine {
+        Machine {
+            name: "slot-3".to_owned(),
+            machine_type: "q35".to_owned(),
+            accelerator: Accelerator::Kvm,
+            cpu: None,
+            cpus: 2,
+            memory_mib: 1024,
+            boot: Boot::Kernel {
+                kernel: "/images/vmlinuz".into(),
+                initrd: Some("/images/initrd.img".into()),
+                append: "root=/dev/vda console=ttyS0,115200".to_owned(),
+            },
+            drives: vec![Drive {
+                file: "/slots/3/overlay.qcow2".into(),
+                format: Format::Qcow2,
+                durability: Durability::Disposable,
+            }],
+            network: Network { host_port: 2225, guest_port: 22, outside: Outside::Open },
+            extra_args: Vec::new(),
+        }
+    }
+
+    /// Compares with one option a line.
+    #[track_caller]
+    fn check(machine: &Machine, features: Features, expected: &str) {
+        let wiring = Wiring { qmp: 7, console_log: Path::new("/slots/3/console.log") };
+        let args = machine.arguments(&features, wiring);
+        let mut text = String::new();
+        for arg in &args {
+            text.push(if arg.as_bytes().starts_with(b"-") { '\n' } else { ' ' });
+            text.push_str(&arg.to_string_lossy());
+        }
+        assert_eq!(text.trim(), expected.trim());
+    }
+
+    #[test]
+    fn a_kernel_is_booted_directly() {
+        check(
+            &machine(),
+            ALL,
+            "
+-name guest=slot-3
+-no-user-config
+-nodefaults
+-display none
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+-machine q35
+-accel kvm
+-cpu host
+-smp 2
+-m 1024M
+-kernel /images/vmlinuz
+-initrd /images/initrd.img
+-append root=/dev/vda console=ttyS0,115200
+-blockdev driver=qcow2,node-name=disk0,discard=unmap,cache.no-flush=on,file.driver=file,file.filename=/slots/3/overlay.qcow2
+-device virtio-blk-pci,drive=disk0
+-netdev user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:2225-:22
+-device virtio-net-pci,netdev=net0,romfile=
+-object rng-random,id=rng0,filename=/dev/urandom
+-device virtio-rng-pci,rng=rng0
+-chardev file,id=console,append=off,path=/slots/3/console.log
+-serial chardev:console
+-chardev socket,id=qmp,server=on,wait=off,fd=7
+-mon chardev=qmp,mode=control",
+        );
+    }
+
+    #[test]
+    fn disks_are_booted_in_order_and_features_left_out_where_qemu_has_none() {
+        let mut machine = machine();
+        machine.boot = Boot::Disk;
+        machine.accelerator = Accelerator::Tcg;
+        machine.cpu = Some("qemu64,+ssse3".to_owned());
+        machine.network.outside = Outside::Closed;
+        let data = Drive { file: "/data.img".into(), format: Format::Raw, durability: Durability::Kept };
+        machine.drives.push(data);
+        machine.extra_args = vec!["-device".to_owned(), "i6300esb".to_owned()];
+        check(
+            &machine,
+            Features { sandbox: false, rng: false },
+            "
+-name guest=slot-3
+-no-user-config
+-nodefaults
+-display none
+-machine q35
+-accel tcg
+-cpu qemu64,+ssse3
+-smp 2
+-m 1024M
+-blockdev driver=qcow2,node-name=disk0,discard=unmap,cache.no-flush=on,file.driver=file,file.filename=/slots/3/overlay.qcow2
+-device virtio-blk-pci,drive=disk0,bootindex=0
+-blockdev driver=raw,node-name=disk1,discard=unmap,cache.no-flush=off,file.driver=file,file.filename=/data.img
+-device virtio-blk-pci,drive=disk1,bootindex=1
+-netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:2225-:22
+-device virtio-net-pci,netdev=net0,romfile=
+-chardev file,id=console,append=off,path=/slots/3/console.log
+-serial chardev:console
+-chardev socket,id=qmp,server=on,wait=off,fd=7
+-mon chardev=qmp,mode=control
+-device i6300esb",
+        );
+    }
+
+    #[test]
+    fn a_machine_without_pci_gets_devices_without_it() {
+        let mut machine = machine();
+        machine.machine_type = "microvm,rtc=on".to_owned();
+        let args = machine.arguments(&ALL, Wiring { qmp: 7, console_log: Path::new("/c") });
+        let devices: Vec<_> =
+            args.iter().filter_map(|arg| arg.to_str()).filter(|arg| arg.starts_with("virtio-")).collect();
+        assert_eq!(
+            devices,
+            ["virtio-blk-device,drive=disk0", "virtio-net-device,netdev=net0", "virtio-rng-device,rng=rng0"]
+        );
+    }
+
+    #[test]
+    fn commas_in_paths_and_names_are_doubled_where_qemu_parses_them() {
+        let mut machine = machine();
+        machine.name = "a,b".to_owned();
+        machine.drives[0].file = "/a, b/c,,d.qcow2".into();
+        machine.boot = Boot::Kernel { kernel: "/k,1".into(), initrd: None, append: "a,b".to_owned() };
+        let args = machine.arguments(&ALL, Wiring { qmp: 7, console_log: Path::new("/c d,e") });
+        let after = |name: &str| {
+            let at = args.iter().position(|arg| arg == name).expect("it is there");
+            args[at + 1].to_string_lossy().into_owned()
+        };
+        assert_eq!(after("-name"), "guest=a,,b");
+        assert!(after("-blockdev").ends_with("file.filename=/a,, b/c,,,,d.qcow2"));
+        assert_eq!(after("-chardev"), "file,id=console,append=off,path=/c d,,e");
+        assert_eq!((after("-kernel"), after("-append")), ("/k,1".to_owned(), "a,b".to_owned()));
+    }
+
+    #[test]
+    fn paths_that_are_no_utf8_stay_as_they_are() {
+        let mut machine = machine();
+        machine.drives[0].file = OsStr::from_bytes(b"/\xff,").into();
+        let args = machine.arguments(&ALL, Wiring { qmp: 7, console_log: Path::new("/c") });
+        assert!(args.iter().any(|arg| arg.as_bytes().ends_with(b"file.filename=/\xff,,")));
+    }
+}

@@ -1,0 +1,206 @@
+//! Disks: their formats, what is known of them, and overlays on them.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use process::{Limits, Output, OutputError};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use crate::Qemu;
+use crate::tool::tool;
+
+/// The format of a disk image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Format {
+    /// QEMU's own: sparse, and able to lie over another image.
+    Qcow2,
+    /// The disk's bytes and nothing else.
+    Raw,
+}
+
+impl Format {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Format::Qcow2 => "qcow2",
+            Format::Raw => "raw",
+        }
+    }
+}
+
+impl fmt::Display for Format {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// An image that overlays lie over. It is only ever read, by any number of machines at once, and must not change while
+/// there is an overlay on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Base {
+    /// Where it is. A relative path is taken from our working directory.
+    pub file: PathBuf,
+    /// Its format.
+    pub format: Format,
+}
+
+/// What `qemu-img info` says of a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Disk {
+    /// QEMU's name for its format; not every format can be used here.
+    pub format: String,
+    /// Bytes the guest sees.
+    pub virtual_size: u64,
+    /// Bytes it occupies on the host.
+    pub actual_size: u64,
+    /// The image it lies over.
+    #[serde(rename = "full-backing-filename")]
+    pub backing: Option<PathBuf>,
+    /// That image's format.
+    #[serde(rename = "backing-filename-format")]
+    pub backing_format: Option<String>,
+}
+
+/// Why something could not be done with a disk.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum DiskError {
+    /// The image is not there or may not be read.
+    #[error("can't read disk image {}: {source}; check the image's `disk` and its permissions", file.display())]
+    Unreadable {
+        /// The image.
+        file: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The image has another format than it was said to have.
+    #[error("disk image {} is {found}, not {said}; correct the image's `format`", file.display())]
+    WrongFormat {
+        /// The image.
+        file: PathBuf,
+        /// What was said.
+        said: Format,
+        /// What it looks like.
+        found: &'static str,
+    },
+    /// The host's disk, or a quota on it, is full.
+    #[error("no space left for {}: make room and try again", file.display())]
+    Full {
+        /// What was to be written.
+        file: PathBuf,
+    },
+    /// The finished file could not be put in its place.
+    #[error("put overlay {} in place: {source}", file.display())]
+    Place {
+        /// Where it should be.
+        file: PathBuf,
+        /// Why it is not.
+        source: io::Error,
+    },
+    /// `qemu-img` failed or could not be run.
+    #[error("{doing} {}: {source}", file.display())]
+    Tool {
+        /// What it was to do.
+        doing: &'static str,
+        /// To which file.
+        file: PathBuf,
+        /// What it said.
+        source: OutputError,
+    },
+    /// `qemu-img` said something unexpected.
+    #[error("understand what qemu-img says of {}: {source}", file.display())]
+    Answer {
+        /// The disk.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+}
+
+/// qemu-img takes some 20 ms. A minute allows for a host whose disks are busy.
+const LIMITS: Limits = Limits { deadline: Duration::from_secs(60), max_bytes: 1 << 20 };
+
+/// How a qcow2 image begins (QEMU, docs/interop/qcow2.txt).
+const QCOW2_MAGIC: [u8; 4] = *b"QFI\xfb";
+
+impl Qemu {
+    /// Makes an empty qcow2 overlay on a base. A file that is already there is replaced. The overlay is complete when it
+    /// appears; a failure leaves nothing behind.
+    pub async fn create_overlay(&self, base: &Base, overlay: &Path) -> Result<(), DiskError> {
+        check(base)?;
+        let file = || overlay.to_owned();
+        // A relative name in an overlay would be taken from where the overlay is.
+        let base_file = std::path::absolute(&base.file)
+            .map_err(|source| DiskError::Unreadable { file: base.file.clone(), source })?;
+        let unfinished = Unfinished::beside(overlay);
+        let command = tool(self.img())
+            .args(["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"])
+            .args([base_file.as_path(), &unfinished.path])
+            .umask(0o077);
+        let output = command.output(&LIMITS).await;
+        let done = output.and_then(Output::into_success);
+        done.map_err(|source| failure("create overlay", file(), source))?;
+        std::fs::rename(&unfinished.path, overlay).map_err(|source| DiskError::Place { file: file(), source })
+    }
+
+    /// Asks what a disk is. Also works while a machine uses it.
+    pub async fn disk(&self, file: &Path) -> Result<Disk, DiskError> {
+        let path =
+            std::path::absolute(file).map_err(|source| DiskError::Unreadable { file: file.to_owned(), source })?;
+        File::open(&path).map_err(|source| DiskError::Unreadable { file: path.clone(), source })?;
+        let command = tool(self.img()).args(["info", "--force-share", "--output=json"]).arg(&path);
+        let output = command.output(&LIMITS).await;
+        let answer = match output.and_then(Output::into_success) {
+            Ok(answer) => answer,
+            Err(source) => return Err(failure("examine disk", path, source)),
+        };
+        serde_json::from_slice(&answer).map_err(|source| DiskError::Answer { file: path, source })
+    }
+}
+
+/// Sees for itself whether a base is what it is said to be: for a raw one qemu-img takes everything.
+fn check(base: &Base) -> Result<(), DiskError> {
+    let mut magic = Vec::new();
+    File::open(&base.file)
+        .and_then(|file| file.take(4).read_to_end(&mut magic))
+        .map_err(|source| DiskError::Unreadable { file: base.file.clone(), source })?;
+    let wrong = |found| Err(DiskError::WrongFormat { file: base.file.clone(), said: base.format, found });
+    match (base.format, magic == QCOW2_MAGIC) {
+        (Format::Qcow2, false) => wrong("not a qcow2 image"),
+        (Format::Raw, true) => wrong("a qcow2 image"),
+        (Format::Qcow2, true) | (Format::Raw, false) => Ok(()),
+    }
+}
+
+fn failure(doing: &'static str, file: PathBuf, source: OutputError) -> DiskError {
+    // It has an exit code for success and one for everything else; strerror's texts are all there is (QEMU 10.0).
+    let full = ["No space left on device", "Disk quota exceeded"];
+    match &source {
+        OutputError::Failed { stderr, .. } if full.iter().any(|text| stderr.contains(text)) => DiskError::Full { file },
+        _ => DiskError::Tool { doing, file, source },
+    }
+}
+
+/// A file that is removed unless it was renamed.
+struct Unfinished {
+    path: PathBuf,
+}
+
+impl Unfinished {
+    fn beside(path: &Path) -> Self {
+        let mut name = path.file_name().unwrap_or_default().to_owned();
+        name.push(".new");
+        Unfinished { path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).with_file_name(name) }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}

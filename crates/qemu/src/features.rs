@@ -1,0 +1,133 @@
+use std::ffi::OsString;
+use std::time::Duration;
+
+use process::{Limits, OutputError};
+use serde_json::Value;
+use thiserror::Error;
+
+use crate::arguments::SANDBOX;
+use crate::tool::tool;
+
+/// What the QEMU at hand can do beyond what every supported one can. Found out by trying, not from its version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// `-sandbox` with all the denials we ask for.
+    pub sandbox: bool,
+    /// A virtio entropy device.
+    pub rng: bool,
+}
+
+/// Why a QEMU can't be used.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ProbeError {
+    /// It could not be run, or failed when asked what it can do; it says why.
+    #[error(
+        "{0}; install QEMU 7.2 or later (Debian: qemu-system-x86, qemu-utils) or name another in the configuration"
+    )]
+    Run(#[source] OutputError),
+    /// It ran and what it answered makes no sense.
+    #[error("{program:?} does not answer like QEMU: {answer}")]
+    Answer {
+        /// The program.
+        program: OsString,
+        /// The beginning of what it said.
+        answer: String,
+    },
+    /// It was built without a device every machine here has.
+    #[error("{program:?} has no {device}; install a QEMU that has")]
+    Device {
+        /// The program.
+        program: OsString,
+        /// The device's name.
+        device: &'static str,
+    },
+}
+
+/// The list of all types is some 50 KiB.
+const LIMITS: Limits = Limits { deadline: Duration::from_secs(20), max_bytes: 4 << 20 };
+
+const QUESTIONS: &str = r#"{"execute": "qmp_capabilities"}
+{"execute": "qom-list-types", "arguments": {"implements": "device", "abstract": false}, "id": "devices"}
+{"execute": "quit"}
+"#;
+
+/// Devices of every machine.
+const NEEDED: [&str; 2] = ["virtio-blk-pci", "virtio-net-pci"];
+
+/// Runs a QEMU without a machine and asks what it can do. Returns its version as well.
+pub(crate) async fn probe(program: &OsString) -> Result<(String, Features), ProbeError> {
+    match ask(program, &["-sandbox", SANDBOX]).await {
+        Ok(answers) => read(program, &answers, true),
+        // Whatever else is wrong will be wrong again, and be said then.
+        Err(OutputError::Failed { .. }) => {
+            let answers = ask(program, &[]).await.map_err(ProbeError::Run)?;
+            read(program, &answers, false)
+        }
+        Err(error) => Err(ProbeError::Run(error)),
+    }
+}
+
+async fn ask(program: &OsString, sandbox: &[&str]) -> Result<Vec<u8>, OutputError> {
+    let command = tool(program)
+        .args(["-no-user-config", "-nodefaults", "-display", "none", "-machine", "none"])
+        // User networking is a library a QEMU may have been built without.
+        .args(["-netdev", "user,id=net0"])
+        .args(["-chardev", "stdio,id=qmp", "-mon", "chardev=qmp,mode=control"])
+        .args(sandbox.iter().copied())
+        .stdin(QUESTIONS);
+    command.output(&LIMITS).await?.into_success()
+}
+
+fn read(program: &OsString, answers: &[u8], sandbox: bool) -> Result<(String, Features), ProbeError> {
+    let strange = || ProbeError::Answer {
+        program: program.clone(),
+        answer: String::from_utf8_lossy(&answers[..answers.len().min(200)]).into_owned(),
+    };
+    let messages: Vec<Value> =
+        serde_json::Deserializer::from_slice(answers).into_iter().collect::<Result<_, _>>().map_err(|_| strange())?;
+    let version = messages.iter().find_map(|m| version(m.get("QMP")?)).ok_or_else(strange)?;
+    let devices = messages.iter().find(|m| m["id"] == "devices").and_then(|m| m["return"].as_array());
+    let devices = devices.ok_or_else(strange)?;
+    let has = |device: &str| devices.iter().any(|each| each["name"] == device);
+    match NEEDED.into_iter().find(|device| !has(device)) {
+        Some(device) => Err(ProbeError::Device { program: program.clone(), device }),
+        None => Ok((version, Features { sandbox, rng: has("virtio-rng-pci") })),
+    }
+}
+
+fn version(greeting: &Value) -> Option<String> {
+    let part = |name: &str| greeting["version"]["qemu"][name].as_u64();
+    Some(format!("{}.{}.{}", part("major")?, part("minor")?, part("micro")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 9, "minor": 2, "major": 7}, "package": ""}}}"#;
+
+    /// What a QEMU with these devices answers comes out as.
+    fn check(devices: &[&str], expected: Result<(&str, Features), &str>) {
+        let list: Vec<_> = devices.iter().map(|name| format!(r#"{{"name": "{name}"}}"#)).collect();
+        let answers =
+            format!("{GREETING}\n{{\"return\": {{}}}}\n{{\"id\": \"devices\", \"return\": [{}]}}", list.join(","));
+        let found = read(&"qemu".into(), answers.as_bytes(), true).map_err(|error| error.to_string());
+        let expected = expected.map(|(version, features)| (version.to_owned(), features)).map_err(str::to_owned);
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn features_come_from_the_devices_there_are() {
+        let all = Features { sandbox: true, rng: true };
+        check(&["virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"], Ok(("7.2.9", all)));
+        check(&["virtio-blk-pci", "virtio-net-pci"], Ok(("7.2.9", Features { rng: false, ..all })));
+        check(&["virtio-blk-pci"], Err("\"qemu\" has no virtio-net-pci; install a QEMU that has"));
+    }
+
+    #[test]
+    fn another_program_is_not_taken_for_qemu() {
+        let error = read(&"/bin/ls".into(), b"bin etc", true).map_err(|error| error.to_string());
+        assert_eq!(error, Err("\"/bin/ls\" does not answer like QEMU: bin etc".to_owned()));
+    }
+}

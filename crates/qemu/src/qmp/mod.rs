@@ -1,0 +1,10 @@
+//! QEMU's machine protocol: commands with answers, and events, as one JSON object a line.
+//!
+//! Follows QEMU's docs/interop/qmp-spec. One connection serves any number of callers; a task of its own reads and writes.
+
+mod client;
+mod lines;
+mod message;
+
+pub use client::{Qmp, QmpError};
+pub use message::{Event, ShutdownCause};
