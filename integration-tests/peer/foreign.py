@@ -1,0 +1,129 @@
+"""A worker program in place of the worker that Buildbot's integration tests start."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from buildbot.test.util import integration
+from buildbot.util.service import AsyncService
+from buildbot_kvm import listen_for_msgpack_on
+from twisted.internet import defer, error, protocol, reactor
+from twisted.trial.unittest import SkipTest
+
+if TYPE_CHECKING:
+    from twisted.python.failure import Failure
+
+#: How long (seconds) a worker may take to exit when the master or a signal has asked it to.
+EXIT_TIMEOUT = 15.0
+
+# What a reactor can do is described by interfaces, which mypy doesn't understand.
+clock: Any = reactor
+# Some tests replace what is in the module, so the real thing is kept here.
+spawn = clock.spawnProcess
+
+
+class Output(protocol.ProcessProtocol):
+    """Writes what a process says to a file and tells when it has ended."""
+
+    def __init__(self, path: Path) -> None:
+        self.file = path.open("ab")
+        self.ended: defer.Deferred[None] = defer.Deferred()
+
+    def outReceived(self, data: bytes) -> None:
+        """Keep standard output."""
+        self.file.write(data)
+
+    def errReceived(self, data: bytes) -> None:
+        """Keep standard error."""
+        self.file.write(data)
+
+    def processEnded(self, reason: Failure) -> None:
+        """Keep how the process ended too."""
+        self.file.write(f"{reason.getErrorMessage()}\n".encode())
+        self.file.close()
+        self.ended.callback(None)
+
+
+class ForeignWorker(AsyncService):
+    """Takes the place of Buildbot's SandboxedWorker, which a test starts and stops along with its master."""
+
+    program: Path
+    log: Path
+
+    def __init__(  # noqa: PLR0917
+        self,
+        masterhost: str,
+        port: int,
+        name: str,
+        passwd: str,
+        workerdir: str,
+        _path: str,
+        protocol: str,
+        **more: Any,
+    ) -> None:
+        if more:
+            raise SkipTest(f"takes settings of the worker that only Buildbot's own has: {', '.join(more)}")
+        if protocol != "msgpack_experimental_v7":
+            raise SkipTest(f"speaks {protocol}")
+        self.master_url = f"ws://{masterhost}:{port}"
+        self.worker_name = name
+        self.password = passwd
+        self.basedir = Path(workerdir).absolute()
+        self.worker: Any = None
+        self.output: Output | None = None
+        self.process: Any = None
+
+    def startService(self) -> Any:
+        """Start the program."""
+        password_file = self.basedir.with_suffix(".password")
+        password_file.touch(mode=0o600)
+        password_file.write_text(f"{self.password}\n")
+        arguments = {
+            "master": self.master_url,
+            "name": self.worker_name,
+            "password-file": password_file,
+            "basedir": self.basedir,
+        }
+        command = [str(self.program), "run", *(f"--{flag}={value}" for flag, value in arguments.items())]
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        # A test has 60 seconds, of which few shall go into waiting for another attempt to connect.
+        environment |= {"LANG": "C.UTF-8", "KVM_WORKER__CONNECTION__RETRY_MAX": "2"}
+        self.output = Output(self.log)
+        self.process = spawn(self.output, command[0], args=command, env=environment)
+        self.worker = self.master.workers.getWorkerByName(self.worker_name)
+        return super().startService()
+
+    def shutdownWorker(self) -> defer.Deferred[None]:
+        """End the program; the test calls this before it stops the master."""
+        return defer.ensureDeferred(self._shut_down())
+
+    async def _shut_down(self) -> None:
+        if self.output is None or self.output.ended.called:
+            return
+        if self.worker.conn is not None:
+            await self.worker.shutdown()
+        else:
+            # The master can't ask a worker that a test has left without connection.
+            self._signal("TERM")
+        timer = clock.callLater(EXIT_TIMEOUT, self._signal, "KILL")
+        await self.output.ended
+        if not timer.active():
+            raise RuntimeError(f"the worker did not exit within {EXIT_TIMEOUT} s and was killed")
+        timer.cancel()
+
+    def _signal(self, name: str) -> None:
+        with contextlib.suppress(error.ProcessExitedAlready):
+            self.process.signalProcess(name)
+
+
+def install(program: Path, log: Path) -> None:
+    """Make all tests from now on start a program, and their masters listen on loopback only."""
+    ForeignWorker.program = program
+    ForeignWorker.log = log
+    # What is in this variable does not matter: that it is there makes the tests start a worker outside their process.
+    os.environ["SANDBOXED_WORKER_PATH"] = str(program)
+    integration.SandboxedWorker = ForeignWorker
+    listen_for_msgpack_on("127.0.0.1")

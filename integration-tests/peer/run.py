@@ -1,0 +1,140 @@
+"""Runs Buildbot's own integration tests over MessagePack with a worker program in place of Buildbot's worker.
+
+    run.py --worker PROGRAM --source DIRECTORY [--log FILE] [NAME...]
+
+PROGRAM is the worker. DIRECTORY has the sources of the Buildbot master: they have the tests, the wheel doesn't.
+NAMEs are parts of names of tests: only tests with one of them are run. What the worker says is in FILE.
+
+modules.txt beside this file tells which tests these are, excluded.txt which of them aren't run and why.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fnmatch
+import sys
+import tempfile
+import unittest
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HERE = Path(__file__).resolve().parent
+PREFIX = "buildbot.test.integration."
+IN_PROCESS = "in-process "
+
+
+@dataclass
+class Selection:
+    """The tests to run, and why others aren't."""
+
+    tests: unittest.TestSuite
+    excluded: dict[str, str]
+    passed_over: Counter[str]
+
+
+def main() -> int:
+    """Run the tests; give 0 if there were some and all passed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--worker", type=Path, required=True, help="the worker program")
+    parser.add_argument("--source", type=Path, required=True, help="the Buildbot master's sources")
+    parser.add_argument("--log", type=Path, help="where what the worker says goes")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="part of the name of a test")
+    arguments = parser.parse_args()
+    source = arguments.source.resolve()
+    if not (source / "buildbot/test/integration").is_dir():
+        parser.error(f"{source} has no tests of Buildbot; to get them, run: scripts/setup peer")
+    if not arguments.worker.is_file():
+        parser.error(f"{arguments.worker} is no program; to build it, run: cargo build -p kvm-worker")
+    sys.path.insert(0, str(source))
+    with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
+        log = arguments.log or Path(scratch) / "worker.log"
+        prepare(arguments.worker.resolve(), log.absolute())
+        selection = select(arguments.names)
+        return run(selection, Path(scratch) / "trial", log)
+
+
+def prepare(worker: Path, log: Path) -> None:
+    """Import Buildbot's tests and put the program in the place of their worker."""
+    import buildbot.test  # noqa: F401
+
+    # With the import, Buildbot makes an error of every warning. The libraries it meets here are younger than it is.
+    for category in (DeprecationWarning, PendingDeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+    import foreign
+
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"")
+    foreign.install(worker, log)
+
+
+def select(names: list[str]) -> Selection:
+    """Find the tests that modules.txt and excluded.txt tell of, and that have one of the names if there are some."""
+    from twisted.trial.runner import TestLoader
+
+    loader: Any = TestLoader()
+    reasons = dict(line.split(": ", 1) for line in lines("excluded.txt"))
+    selection = Selection(unittest.TestSuite(), {}, Counter())
+    for line in lines("modules.txt"):
+        in_process = line.startswith(IN_PROCESS)
+        for test in flat(loader.loadByName(PREFIX + line.removeprefix(IN_PROCESS), recurse=True)):
+            name = test.id().removeprefix(PREFIX)
+            if names and not any(part in name for part in names):
+                continue
+            reason = next((reasons[pattern] for pattern in reasons if fnmatch.fnmatch(name, pattern)), None)
+            protocol = getattr(test, "proto", None)
+            if protocol == "pb" and not in_process:
+                selection.passed_over["speak PB"] += 1
+            elif protocol == "null" and not in_process:
+                selection.passed_over["have a twin over MessagePack or PB"] += 1
+            elif reason is not None:
+                selection.excluded[name] = reason
+            else:
+                test.proto = "msgpack"  # type: ignore[attr-defined]
+                selection.tests.addTest(test)
+    return selection
+
+
+def run(selection: Selection, directory: Path, log: Path) -> int:
+    """Run the selected tests and say how that went."""
+    from twisted.trial.reporter import VerboseTextReporter
+    from twisted.trial.runner import TrialRunner
+
+    reporter: Any = VerboseTextReporter
+    result: Any = TrialRunner(reporter, workingDirectory=str(directory)).run(selection.tests)
+    failed = len(result.failures) + len(result.errors)
+    print()
+    for name, reason in selection.excluded.items():
+        print(f"excluded: {name}: {reason}")
+    for test, reason in result.skips:
+        print(f"skipped: {test.id()}: {reason}")
+    for reason, count in selection.passed_over.items():
+        print(f"passed over: {count} that {reason}")
+    if failed:
+        print(f"what the worker said:\n{log.read_text(errors='replace')}")
+    print(f"Buildbot's interop tests: {result.successes} passed, {failed} failed, {len(result.skips)} skipped")
+    return 0 if result.wasSuccessful() and result.successes else 1
+
+
+def flat(suite: unittest.TestCase | unittest.TestSuite) -> Iterator[unittest.TestCase]:
+    """Give the single tests of a suite of suites."""
+    if isinstance(suite, unittest.TestCase):
+        yield suite
+        return
+    for test in suite:
+        yield from flat(test)
+
+
+def lines(name: str) -> list[str]:
+    """Read a file beside this one, without comments and empty lines."""
+    text = (HERE / name).read_text()
+    return [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
