@@ -34,7 +34,7 @@ class Build:
         self._request: int | None = None
         self._build: dict[str, Any] | None = None
         self._began: dict[int, float] = {}
-        self._failed: list[dict[str, Any]] = []
+        self._failed: dict[str, Any] | None = None
 
     def run(self, builder: str) -> bool:
         """Have a builder build and wait for the end. True if it succeeded."""
@@ -42,14 +42,14 @@ class Build:
         print(f"builder: {builder}", flush=True)
         started = time.monotonic()
         _, requests = self._master.control(
-            f"forceschedulers/force-{builder}", "force", builderid=builderid, reason="demo", owner="demo"
+            f"forceschedulers/force-{builder}", "force", builderid=builderid, reason="demo"
         )
         self._request = int(requests[str(builderid)])
         end = self._events.wait(LONGEST, self._is_the_end, f"the end of the build on {builder}")
         self._request = None
         result = end.facts["results"]
-        for step in self._failed if result != SUCCESS else []:
-            self._show_logs(step)
+        if result != SUCCESS and self._failed is not None:
+            self._show_logs(self._failed)
         print(f"build: {RESULTS[result]} in {time.monotonic() - started:.1f} s", flush=True)
         return result == SUCCESS
 
@@ -76,7 +76,7 @@ class Build:
         told = (event.subject, event.kind)
         facts = event.facts
         if told == ("builds", "new") and facts["buildrequestid"] == self._request:
-            self._build = facts
+            self._build, self._failed = facts, None
             print(f"build: {self._master.url}#/builders/{facts['builderid']}/builds/{facts['number']}", flush=True)
         elif told == ("steps", "started") and self._is_ours(facts):
             self._began[facts["stepid"]] = time.monotonic()
@@ -95,8 +95,8 @@ class Build:
         result = step["results"]
         if result == SUCCESS and step["name"] == "worker_preparation":
             return
-        if result not in (SUCCESS, WARNINGS, SKIPPED):
-            self._failed.append(step)
+        if result not in (SUCCESS, WARNINGS, SKIPPED) and self._failed is None:
+            self._failed = step
         word = "ok" if result == SUCCESS else RESULTS[result]
         summary = "" if step["state_string"] == step["name"] else step["state_string"]
         print(f"  {seconds:6.1f} s  {word:<9}  {step['name']:<18}  {summary}".rstrip(), flush=True)
