@@ -30,7 +30,7 @@ class StepCase(TestBuildStepMixin, TestReactorMixin, unittest.TestCase):
 
     def setUp(self) -> defer.Deferred[None]:
         self.setup_test_reactor()
-        return self.setup_test_build_step()
+        return defer.maybeDeferred(self.setup_test_build_step)
 
     def prepare(self, step: Any, worker: dict[str, str] = WORKER_WITH_VMS) -> Any:
         """Put a step into a fake build on a worker that knows these commands."""
