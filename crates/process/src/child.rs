@@ -118,6 +118,14 @@ impl Child {
         first.map_or(Ok(()), |signal| self.signal(signal))
     }
 
+    /// Ends the grace for output now, if the child has exited: what is in the pipes already is still reported, then the
+    /// child is finished. Before [`Event::Exited`] this does nothing.
+    pub fn end_grace(&mut self) {
+        if let Phase::Exited { grace_ends, .. } = &mut self.phase {
+            *grace_ends = Instant::now();
+        }
+    }
+
     /// From now on reads what arrives on a stream without reporting it.
     pub fn discard(&mut self, stream: Stream) {
         if let Some(reader) = self.reader(stream) {
@@ -180,7 +188,7 @@ impl Child {
         if let Phase::Exited { status, grace_ends, swept } = self.phase
             && grace_ends <= now
         {
-            self.end_grace(status, swept, now);
+            self.stop_waiting(status, swept, now);
             return None;
         }
         let escalation = self.escalation.as_mut()?;
@@ -195,7 +203,7 @@ impl Child {
         }
     }
 
-    fn end_grace(&mut self, status: ExitStatus, swept: bool, now: Instant) {
+    fn stop_waiting(&mut self, status: ExitStatus, swept: bool, now: Instant) {
         if self.escalation.is_some() && !swept {
             let _ = self.group.signal(Signal::SIGKILL);
             self.phase = Phase::Exited { status, grace_ends: now + self.output_grace, swept: true };

@@ -122,6 +122,25 @@ async fn a_grandchild_that_holds_the_output_is_reported_after_the_grace() {
 }
 
 #[tokio::test]
+async fn the_grace_can_be_ended_early_and_what_is_written_already_still_comes() {
+    let mut child = spawn(sh("sleep 1000 & echo $!").output_grace(Duration::from_secs(3600))).await;
+    child.end_grace(); // It runs still, so this is of no effect.
+    let mut written = Vec::new();
+    let finish = loop {
+        match next(&mut child).await {
+            Some(Event::Stdout(bytes)) => written.extend(bytes),
+            Some(Event::Exited(_)) => child.end_grace(),
+            Some(Event::Finished(finish)) => break finish,
+            other => panic!("unexpected {other:?}"),
+        }
+    };
+    let grandchild = String::from_utf8(written).expect("a process id").trim().to_owned();
+    assert_eq!(finish, Finish { status: ExitStatus::Code(0), leaked: true });
+    assert!(alive(&grandchild));
+    end(&grandchild);
+}
+
+#[tokio::test]
 async fn a_grandchild_that_lets_go_of_the_output_is_no_leak() {
     let mut child = spawn(sh("sleep 1000 >/dev/null 2>&1 & echo $!")).await;
     let grandchild = line(&mut child).await;
