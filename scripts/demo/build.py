@@ -47,7 +47,7 @@ class Build:
         self._request = int(requests[str(builderid)])
         end = self._events.wait(LONGEST, self._is_the_end, f"the end of the build on {builder}")
         self._request = None
-        result = end.facts["results"]
+        result: int = end.facts["results"]
         if result != SUCCESS and self._failed is not None:
             self._show_logs(self._failed)
         print(f"build: {RESULTS[result]} in {time.monotonic() - started:.1f} s", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import importlib.metadata
 import json
 import secrets
 import shutil
@@ -11,6 +12,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,14 +142,15 @@ class Master:
     def _ask(self, request: urllib.request.Request) -> dict[str, Any]:
         try:
             with urllib.request.urlopen(request, timeout=ANSWER) as answer:
-                return json.load(answer)
+                content: dict[str, Any] = json.load(answer)
+                return content
         except urllib.error.HTTPError as error:
             raise Problem(f"the master refused {request.selector}: {error.read().decode(errors='replace')}") from None
         except OSError as error:
             raise Problem(f"the master did not answer {request.selector}: {error}") from None
 
 
-def server_sent_events(stream: http.client.HTTPResponse):
+def server_sent_events(stream: http.client.HTTPResponse) -> Iterator[tuple[str, str]]:
     """Give name and data of each event in a stream of them."""
     name = data = ""
     for line in iter(stream.readline, b""):
@@ -180,6 +183,4 @@ def run_tool(name: str, *arguments: str) -> str:
 
 
 def buildbot_version() -> str:
-    import buildbot
-
-    return buildbot.version
+    return importlib.metadata.version("buildbot")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
+from typing import IO
 
 from events import Events, Exit, Line
 from lock import Lock
@@ -32,7 +33,7 @@ class Program:
         self._events = events
         self._lock = lock
         self._log = log
-        self._last = collections.deque(maxlen=TAIL)
+        self._last: collections.deque[str] = collections.deque(maxlen=TAIL)
         self._process: subprocess.Popen[str] | None = None
 
     def start(self, command: list[str], cwd: Path, environment: dict[str, str]) -> None:
@@ -45,7 +46,7 @@ class Program:
             if os.getppid() != parent:
                 os._exit(1)
 
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             command,
             cwd=cwd,
             env={**os.environ, **environment},
@@ -58,17 +59,18 @@ class Program:
             pass_fds=(self._lock.fileno(),),
             preexec_fn=end_with_the_demo,  # noqa: PLW1509 - no thread of ours holds a lock the child needs
         )
-        threading.Thread(target=self._read, daemon=True).start()
-        threading.Thread(target=self._wait, daemon=True).start()
+        self._process = process
+        threading.Thread(target=self._read, args=(process.stdout,), daemon=True).start()
+        threading.Thread(target=self._wait, args=(process,), daemon=True).start()
 
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """Tell it to end, and make it after a while."""
-        if not self.is_running():
-            return
         process = self._process
+        if process is None or process.poll() is not None:
+            return
         process.terminate()
         try:
             process.wait(GRACE)
@@ -83,14 +85,14 @@ class Program:
             lines = "".join(f"\n    {line}" for line in self._last)
             raise Problem(f"the {self.name} ended too early ({event.status}); its last lines:{lines}")
 
-    def _read(self) -> None:
+    def _read(self, output: IO[str]) -> None:
         with self._log.open("w") as log:
-            for line in self._process.stdout:
+            for line in output:
                 log.write(line)
                 log.flush()
                 text = line.rstrip("\n")
                 self._last.append(text)
                 self._events.put(Line(self.name, text))
 
-    def _wait(self) -> None:
-        self._events.put(Exit(self.name, self._process.wait()))
+    def _wait(self, process: subprocess.Popen[str]) -> None:
+        self._events.put(Exit(self.name, process.wait()))
