@@ -26,6 +26,8 @@ pub struct Rmdir {
     pub timeout: Option<Duration>,
     /// Removing one is given up after this time.
     pub max_time: Option<Duration>,
+    /// Whether the header shows the environment.
+    pub log_environ: bool,
 }
 
 /// A tree to copy.
@@ -39,6 +41,8 @@ pub struct Cpdir {
     pub timeout: Option<Duration>,
     /// Copying is given up after this time.
     pub max_time: Option<Duration>,
+    /// Whether the header shows the environment.
+    pub log_environ: bool,
 }
 
 impl PathArgument {
@@ -66,7 +70,12 @@ impl Paths {
 impl Rmdir {
     pub(super) fn parse(args: Args<'_>) -> Result<Self, ArgumentError> {
         let Paths(paths) = Paths::parse(args)?;
-        Ok(Rmdir { paths, timeout: tree_timeout(args)?, max_time: args.seconds("maxTime")? })
+        Ok(Rmdir {
+            paths,
+            timeout: tree_timeout(args)?,
+            max_time: args.seconds("maxTime")?,
+            log_environ: args.flag("logEnviron", true)?,
+        })
     }
 }
 
@@ -79,6 +88,7 @@ impl Cpdir {
             to: args.required_text(names[1])?.into(),
             timeout: tree_timeout(args)?,
             max_time: args.seconds("maxTime")?,
+            log_environ: args.flag("logEnviron", true)?,
         })
     }
 }
