@@ -25,6 +25,17 @@ pub(crate) struct MasterLink {
     calls: mpsc::Sender<Outgoing>,
 }
 
+/// The master's answer to a call that was made. Dropped, the answer is not waited for.
+#[derive(Debug)]
+pub(crate) struct Answer(oneshot::Receiver<Result<Value, String>>);
+
+impl Answer {
+    /// Waits for it.
+    pub(crate) async fn get(self) -> Result<Value, AskError> {
+        self.0.await.map_err(|_| LineLost)?.map_err(AskError::Refused)
+    }
+}
+
 /// The connection to the master has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[error("the connection to the master was lost")]
@@ -55,9 +66,14 @@ impl MasterLink {
 
     /// Says something and waits for the master's answer.
     pub(crate) async fn ask(&self, call: Call) -> Result<Value, AskError> {
+        self.ask_ahead(call).await?.get().await
+    }
+
+    /// Says something and returns the answer to come, so that more can be said meanwhile.
+    pub(crate) async fn ask_ahead(&self, call: Call) -> Result<Answer, LineLost> {
         let (answer, answered) = oneshot::channel();
         self.calls.send(Outgoing { call, answer: Some(answer) }).await.map_err(|_| LineLost)?;
-        answered.await.map_err(|_| LineLost)?.map_err(AskError::Refused)
+        Ok(Answer(answered))
     }
 
     /// Ends when the connection has.
