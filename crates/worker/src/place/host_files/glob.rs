@@ -32,18 +32,6 @@ pub(super) fn glob(pattern: &str) -> io::Result<Vec<PathBuf>> {
     Ok(search.found.into_iter().map(PathBuf::from).collect())
 }
 
-/// The pattern that matches `path` and nothing else.
-pub(crate) fn escape(path: &str) -> String {
-    let mut pattern = String::with_capacity(path.len());
-    for c in path.chars() {
-        match c {
-            '*' | '?' | '[' => pattern.extend(['[', c, ']']),
-            _ => pattern.push(c),
-        }
-    }
-    pattern
-}
-
 struct Search {
     /// As they are written: as paths `d` and `d/` would be one.
     found: BTreeSet<OsString>,
@@ -289,11 +277,6 @@ mod tests {
     #[test]
     fn a_pattern_of_many_stars_ends_soon() {
         check(&"a*".repeat(200), &"a".repeat(199), false);
-    }
-
-    #[test]
-    fn an_escaped_path_matches_itself() {
-        assert_eq!(escape("/srv/a[1]*?"), "/srv/a[[]1][*][?]");
     }
 
     /// Builds a tree and compares with what `python3` finds in it.

@@ -236,9 +236,11 @@ fn fits(field: &mut [u8; 100], name: &[u8]) -> bool {
     taken == name.len()
 }
 
-/// Says which member an error is about; keeps its number for those who ask.
+/// Says which member an error is about.
 fn naming(member: &Path, error: &io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("{}: {error}", member.display()))
+    let error_text = error.to_string();
+    let (reason, _) = error_text.split_once(" (os error").unwrap_or((&error_text, ""));
+    io::Error::new(error.kind(), format!("{}: {reason}", member.display()))
 }
 
 /// A file's content with the length it had, however the file changes.
