@@ -47,6 +47,12 @@ impl Guest {
         self
     }
 
+    /// The same without a key.
+    pub fn without(mut self, key: &str) -> Guest {
+        self.0.remove(key);
+        self
+    }
+
     /// A key's value.
     pub fn get(&self, key: &str) -> Option<&str> {
         self.0.get(key).and_then(Value::as_str)

@@ -136,6 +136,13 @@ impl KvmHost {
         Ok(running.into_iter().filter(|process| process.command.contains("qemu-system")).collect())
     }
 
+    /// The one QEMU of this host.
+    pub fn machine(&self) -> Result<Running> {
+        let mut machines = self.machines()?;
+        ensure!(machines.len() == 1, "not one machine but {machines:#?}");
+        machines.pop().context("a machine")
+    }
+
     /// Kills a process of this host with SIGKILL and waits until it is gone.
     pub fn kill(&self, process: &Running) -> Result<()> {
         let pid = Pid::from_raw(process.pid).context("a process id is positive")?;
@@ -171,9 +178,8 @@ impl KvmHost {
 
     fn left_in_slots(&self) -> Result<Vec<String>> {
         let mut left: Vec<String> = self.machines()?.iter().map(|machine| format!("{machine:?}")).collect();
-        left.extend(
-            files_under(&self.state_dir())?.into_iter().filter(|path| is_of_a_slot(path)).map(|path| text(&path)),
-        );
+        // Persistent disks and learnt host keys are not in there.
+        left.extend(tree(&self.state_dir().join("slots"))?.iter().map(|path| text(path)));
         let busy = (0..8).map(|slot| self.ssh_port(slot)).filter(|port| !is_free(*port));
         left.extend(busy.map(|port| format!("somebody listens on port {port}")));
         Ok(left)
@@ -229,25 +235,19 @@ impl Drop for KvmHost {
     }
 }
 
-/// What a slot has while it is in use; persistent disks and learnt host keys stay.
-fn is_of_a_slot(path: &Path) -> bool {
-    path.components().any(|component| component.as_os_str().to_string_lossy().starts_with("slot"))
-}
-
-fn files_under(directory: &Path) -> Result<Vec<PathBuf>> {
-    let mut files = Vec::new();
-    if !directory.exists() {
-        return Ok(files);
-    }
-    for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            files.extend(files_under(&entry.path())?);
-        } else {
-            files.push(entry.path());
+/// All there is below a directory, which may be missing itself.
+fn tree(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut paths = Vec::new();
+    if directory.exists() {
+        for entry in fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                paths.extend(tree(&entry.path())?);
+            }
+            paths.push(entry.path());
         }
     }
-    Ok(files)
+    Ok(paths)
 }
 
 fn text(path: &Path) -> String {

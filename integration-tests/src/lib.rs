@@ -47,6 +47,14 @@ pub const SOON: Duration = Duration::from_secs(40);
 /// How long a build with guests in it may take under TCG, on a loaded machine.
 pub const WITH_GUESTS: Duration = Duration::from_secs(240);
 
+/// Checks that a request's first build ended as RETRY and the second one well.
+pub fn retried(master: &Master, request: Request, within: Duration) -> anyhow::Result<()> {
+    master.complete(request, within)?.succeeded()?;
+    let results: Vec<_> = master.tries(request)?.iter().map(|build| build.results).collect();
+    anyhow::ensure!(results == [Some(Results::Retry), Some(Results::Success)], "the tries ended as {results:?}");
+    Ok(())
+}
+
 /// Checks that a text has all of several parts, naming the first that is missing together with the text.
 pub fn contains_all(text: &str, parts: &[&str]) -> anyhow::Result<()> {
     for part in parts {

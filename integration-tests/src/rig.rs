@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Build, KvmHost, Master, Worker};
+use crate::{Build, Guest, KvmHost, Master, WITH_GUESTS, Worker};
 
 /// What most tests need: a master whose builder is called `build`, and a worker that is connected to it.
 #[derive(Debug)]
@@ -26,6 +26,19 @@ impl Rig {
         Rig::of(Master::building(steps)?, configure)
     }
 
+    /// The same with one slot for a machine of the image `plain`.
+    pub fn with_machine(steps: &str) -> Result<Rig> {
+        Rig::with_guest(steps, Guest::plain()?)
+    }
+
+    /// The same with another guest as the image `plain`.
+    pub fn with_guest(steps: &str, guest: Guest) -> Result<Rig> {
+        Rig::with(steps, |host| {
+            host.image("plain", guest);
+            Ok(())
+        })
+    }
+
     /// The same for a master of one's own.
     pub fn of(master: Master, configure: impl FnOnce(&mut KvmHost) -> Result<()>) -> Result<Rig> {
         let mut host = KvmHost::of(&master)?;
@@ -36,7 +49,7 @@ impl Rig {
 
     /// Starts the builder `build` and waits for its end.
     pub fn run(&self) -> Result<Build> {
-        self.master.run("build")
+        self.master.run_within("build", WITH_GUESTS)
     }
 
     /// Checks that the worker alone runs on its host: all that it started has ended.

@@ -55,11 +55,11 @@ fn password_file_that_is_missing_or_empty_is_named() -> Result<()> {
 }
 
 #[test]
-fn image_whose_files_are_missing_is_told_at_the_start() -> Result<()> {
+fn image_whose_disk_is_missing_is_told_at_the_start() -> Result<()> {
     let mut host = KvmHost::at(NOWHERE)?;
-    host.image("gone", Guest::plain()?.with("key", "/nowhere/id_ed25519"));
+    host.image("gone", Guest::plain()?.with("disk", "/nowhere/debian.qcow2"));
     let mut worker = host.start()?;
-    worker.transcript().find("/nowhere/id_ed25519", SOON)?;
+    worker.transcript().find("/nowhere/debian.qcow2", SOON)?;
     worker.stop()?;
     host.nothing_left()
 }

@@ -3,19 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use integration_tests::{Certificates, KvmHost, Line, Master, Request, Results, Rig, SOON};
+use integration_tests::{Certificates, KvmHost, Line, Master, Rig, SOON, retried};
 
 /// The first try prints `first` and takes for ever; the second ends.
 const TWO_TRIES: &str =
     r#"steps.ShellCommand(command="test -e ../tried && exit; touch ../tried; echo first; sleep 1000 & wait"),"#;
-
-/// Checks that a request's first build ended as RETRY and the second one well.
-fn retried(master: &Master, request: Request) -> Result<()> {
-    master.complete(request, SOON)?.succeeded()?;
-    let results: Vec<_> = master.tries(request)?.iter().map(|build| build.results).collect();
-    ensure!(results == [Some(Results::Retry), Some(Results::Success)], "the tries ended as {results:?}");
-    Ok(())
-}
 
 #[test]
 fn wrong_password_is_told_and_tried_again_with_patience() -> Result<()> {
@@ -74,7 +66,7 @@ fn build_is_retried_after_the_master_crashed() -> Result<()> {
     rig.master.printed(request, "first", SOON)?;
     rig.master.kill()?;
     rig.master.start_again()?;
-    retried(&rig.master, request)?;
+    retried(&rig.master, request, SOON)?;
     rig.nothing_but_the_worker_runs()?;
     rig.finish()
 }
@@ -100,7 +92,7 @@ fn dead_line_is_noticed_and_the_build_retried() -> Result<()> {
     ensure!(noticed < Duration::from_secs(10), "noticed after {noticed:?}, not {DEAD_AFTER} s");
     rig.nothing_but_the_worker_runs()?;
     line.mend();
-    retried(&rig.master, request)?;
+    retried(&rig.master, request, SOON)?;
     rig.finish()
 }
 
@@ -152,7 +144,7 @@ fn sigterm_ends_the_worker_and_its_commands() -> Result<()> {
     ensure!(status.success(), "the worker ended with {status}");
     rig.host.nothing_left()?;
     rig.worker = rig.host.attach(&rig.master)?;
-    retried(&rig.master, request)?;
+    retried(&rig.master, request, SOON)?;
     rig.finish()
 }
 
@@ -163,7 +155,7 @@ fn build_is_retried_after_the_worker_crashed() -> Result<()> {
     rig.master.printed(request, "first", SOON)?;
     rig.worker.kill()?;
     rig.worker = rig.host.attach(&rig.master)?;
-    retried(&rig.master, request)?;
+    retried(&rig.master, request, SOON)?;
     rig.worker.stop().map(drop)
 }
 
