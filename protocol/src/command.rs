@@ -15,6 +15,8 @@ pub use shell::{CommandLine, EnvValue, Logfile, Shell, Word};
 pub use transfer::{Compression, DownloadFile, MAX_BLOCK_SIZE, UploadDirectory, UploadFile};
 pub use vm::{Direction, Mode, Name, VmCopy, VmInfo, VmStart, VmStop};
 
+use std::path::{Path, PathBuf};
+
 use crate::args::{Args, ArgumentError};
 use crate::message::StartCommand;
 
@@ -124,6 +126,34 @@ impl Invocation {
 }
 
 impl Command {
+    /// Changes every path of the command that is not one from `~`; the host's paths of the `vm_…` commands included.
+    ///
+    /// A worker makes paths absolute with it, and those of a guest the guest's own, before it runs the command.
+    pub fn map_paths(&mut self, mut map: impl FnMut(&Path) -> PathBuf) {
+        let mut change = |path: &mut PathBuf| {
+            if !path.starts_with("~") {
+                *path = map(path);
+            }
+        };
+        match self {
+            Command::Shell(shell) => change(&mut shell.workdir),
+            Command::UploadFile(upload) => change(&mut upload.path),
+            Command::UploadDirectory(upload) => change(&mut upload.path),
+            Command::DownloadFile(download) => change(&mut download.path),
+            Command::Mkdir(paths) => paths.0.iter_mut().for_each(change),
+            Command::Rmdir(rmdir) => rmdir.paths.iter_mut().for_each(change),
+            Command::Cpdir(cpdir) => {
+                change(&mut cpdir.from);
+                change(&mut cpdir.to);
+            }
+            Command::Stat(path) | Command::Glob(path) | Command::Listdir(path) | Command::Rmfile(path) => {
+                change(&mut path.0);
+            }
+            Command::VmCopy(copy) => change(&mut copy.workdir),
+            Command::VmStart(_) | Command::VmStop(_) | Command::VmInfo(_) => {}
+        }
+    }
+
     fn parse(start: &StartCommand) -> Result<Self, ArgumentError> {
         let args = |class| Args::new(class, &start.args);
         Ok(match start.name.as_str() {
