@@ -224,7 +224,7 @@ impl Vm {
             tokio::select! {
                 biased;
                 changed = states.changed() => if changed.is_err() { std::future::pending::<()>().await },
-                _ = stuck.wait_for(|stuck| *stuck) => return Err(Stuck { pid: self.shared.pid }),
+                () = async { drop(stuck.wait_for(|stuck| *stuck).await) } => return Err(Stuck { pid: self.shared.pid }),
             }
         }
     }

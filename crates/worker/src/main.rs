@@ -1,9 +1,56 @@
 //! kvm-worker: a Buildbot-compatible worker that runs builds in fresh QEMU/KVM machines.
-#![allow(dead_code)] // until the daemon is wired up
 
+mod cli;
 mod commands;
+mod config;
+mod daemon;
+mod info;
+mod log;
 mod master;
 mod output;
 mod place;
+mod pool;
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Run, Verb};
+use crate::config::Config;
+
+/// The exit status for a configuration that can't be used; clap uses it for a wrong command line, too.
+const BAD_CONFIGURATION: u8 = 2;
+
+fn main() -> ExitCode {
+    match Cli::parse().verb {
+        Verb::Run(run) => serve(&run),
+        Verb::PrintConfig => {
+            print!("{}", config::DEFAULT_FILE);
+            ExitCode::SUCCESS
+        }
+    }
+}
+
+fn serve(run: &Run) -> ExitCode {
+    let config = match Config::load(run.config.as_deref(), &run.overrides()) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("kvm-worker: {problems}");
+            return ExitCode::from(BAD_CONFIGURATION);
+        }
+    };
+    log::start(&config.log);
+    let result = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
+        let result = runtime.block_on(daemon::run(config));
+        // What still runs on other threads must not keep the process.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        result
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvm-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -28,9 +28,10 @@ impl Interrupt {
     /// Waits for the master's interrupt, and returns its reason. Cancel safe.
     pub(crate) async fn requested(&self) -> String {
         let mut stop = self.0.clone();
-        match stop.wait_for(|stop| stop.why.is_some()).await {
-            Ok(stop) => stop.why.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let why = stop.wait_for(|stop| stop.why.is_some()).await.ok().and_then(|stop| stop.why.clone());
+        match why {
+            Some(why) => why,
+            None => std::future::pending().await,
         }
     }
 
@@ -42,7 +43,8 @@ impl Interrupt {
     /// Waits until the command is abandoned. Cancel safe.
     pub(super) async fn abandoned(&self) {
         let mut stop = self.0.clone();
-        if stop.wait_for(|stop| stop.abandoned).await.is_err() {
+        let dropped = stop.wait_for(|stop| stop.abandoned).await.is_err();
+        if dropped {
             std::future::pending().await
         }
     }

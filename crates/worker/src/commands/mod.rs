@@ -1,22 +1,69 @@
 //! The commands, each written once against [`Place`].
 
+mod console;
 mod context;
+mod environment;
+mod execution;
+#[cfg(test)]
+mod fake_master;
+mod files;
+mod header;
 mod interrupt;
+mod ladder;
+mod logfiles;
+mod os_error;
+mod shell;
+mod transfer;
+pub(crate) mod vm;
 
 pub(crate) use context::Context;
 pub(crate) use interrupt::{Interrupt, Interrupter};
 
-use protocol::Update;
+use std::sync::Arc;
+
+use protocol::{Command, Update};
 use thiserror::Error;
 use tokio::time::Instant;
 
 use crate::output::Reporter;
+use crate::place::Place;
 
 /// Why a command could not be carried out. It makes the build an exception, and the master avoids the worker for a while:
 /// what is the build's own fault is an `rc` instead.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 #[error("{0}")]
 pub(crate) struct Failure(pub String);
+
+/// Runs a standard command to its end, and completes it. The `vm_…` commands are not for a place to run.
+pub(crate) async fn run(context: Context, command: Command, place: Arc<dyn Place>, reporter: Reporter) {
+    let started = Instant::now();
+    let outcome = context.until_abandoned(carry_out(&context, &command, &*place, &reporter)).await;
+    conclude(&context, reporter, started, outcome).await;
+}
+
+async fn carry_out(
+    context: &Context,
+    command: &Command,
+    place: &dyn Place,
+    reporter: &Reporter,
+) -> Result<(), Failure> {
+    match command {
+        Command::Shell(shell) => shell::run(context, shell, place, reporter).await,
+        Command::UploadFile(upload) => transfer::upload_file(context, upload, place, reporter).await,
+        Command::UploadDirectory(upload) => transfer::upload_directory(context, upload, place, reporter).await,
+        Command::DownloadFile(download) => transfer::download_file(context, download, place, reporter).await,
+        Command::Mkdir(mkdir) => files::mkdir(context, mkdir, place, reporter).await,
+        Command::Rmdir(rmdir) => files::rmdir(context, rmdir, place, reporter).await,
+        Command::Cpdir(cpdir) => files::cpdir(context, cpdir, place, reporter).await,
+        Command::Stat(stat) => files::stat(context, stat, place, reporter).await,
+        Command::Glob(glob) => files::glob(context, glob, place, reporter).await,
+        Command::Listdir(listdir) => files::listdir(context, listdir, place, reporter).await,
+        Command::Rmfile(rmfile) => files::rmfile(context, rmfile, place, reporter).await,
+        Command::VmStart(_) | Command::VmCopy(_) | Command::VmStop(_) | Command::VmInfo(_) => {
+            Err(Failure("a command about a VM came to a place that runs commands: this is a bug".to_owned()))
+        }
+    }
+}
 
 /// Reports the end of a command that was `started` then, by what [`Context::until_abandoned`] said of its work: exactly
 /// one completion, or nothing at all for an abandoned command.

@@ -1,5 +1,19 @@
-//! The line to the master.
+//! The line to the master: connecting, staying connected, and carrying messages both ways.
+//!
+//! ```text
+//!            requests ┌────────┐ bytes
+//!  daemon ◀───────────┤  line  ├──────── master
+//!  commands ─────────▶└────────┘
+//!            calls
+//! ```
+//!
+//! What a request means is the daemon's business, and what a command says is the command's.
 
+mod backoff;
+mod connect;
+mod line;
 mod link;
 
-pub(crate) use link::{AskError, LineLost, MasterLink, Outgoing};
+pub(crate) use backoff::Backoff;
+pub(crate) use line::{Line, LineEvent};
+pub(crate) use link::{Answer, AskError, LineLost, MasterLink, Outgoing};

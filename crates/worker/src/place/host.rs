@@ -1,5 +1,199 @@
 //! The host itself.
 
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use process::{Child, ExitStatus, Signal};
+use protocol::command::Compression;
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Ending, Event, Place, Process, Program, SpawnError, host_files};
+
+/// How long a program's output is waited for after its exit if nobody calls [`Process::leave`].
+const OUTPUT_GRACE: Duration = Duration::from_secs(24 * 3600);
+
+/// Variables that systemd sets for the worker alone: sockets, credentials and watchdogs that a build has no business
+/// with, or that would have its programs believe they are the service (systemd.exec(5), sd_notify(3)).
+const SERVICE_VARIABLES: [&str; 12] = [
+    "CREDENTIALS_DIRECTORY",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "MAINPID",
+    "NOTIFY_SOCKET",
+    "RUNTIME_DIRECTORY",
+    "SYSTEMD_EXEC_PID",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
+/// What the worker's own configuration variables begin with.
+const OWN_PREFIX: &str = "KVM_WORKER_";
+
 /// The host the worker runs on.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Host;
+#[derive(Debug, Clone)]
+pub(crate) struct Host {
+    environment: Vec<(OsString, OsString)>,
+    home: PathBuf,
+}
+
+impl Host {
+    /// The host as a user with this home sees it. Builds get the worker's `environment` but for what is the worker's own.
+    pub(crate) fn new(environment: Vec<(OsString, OsString)>, home: PathBuf) -> Self {
+        let environment = environment.into_iter().filter(|(name, _)| !is_the_workers_own(name)).collect();
+        Host { environment, home }
+    }
+}
+
+/// Whether a variable of the worker's environment is none of the builds' business.
+fn is_the_workers_own(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(OWN_PREFIX.as_bytes()) || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
+}
+
+#[async_trait]
+impl Place for Host {
+    fn environment(&self) -> Vec<(OsString, OsString)> {
+        self.environment.clone()
+    }
+
+    fn home(&self) -> PathBuf {
+        self.home.clone()
+    }
+
+    async fn spawn(&self, program: Program) -> Result<Box<dyn Process>, SpawnError> {
+        let Program { argv, workdir, environment, stdin, pty } = program;
+        let mut argv = argv.into_iter();
+        let command = process::Command::new(argv.next().unwrap_or_default())
+            .args(argv)
+            .current_dir(workdir)
+            .envs(environment)
+            .output_grace(OUTPUT_GRACE);
+        let command = if pty { command.pty() } else { command.stdin(stdin) };
+        let child = command.spawn().await.map_err(spawn_error)?;
+        Ok(Box::new(HostProcess { child }))
+    }
+
+    async fn stat(&self, path: &Path) -> io::Result<[i64; 10]> {
+        host_files::stat(path).await
+    }
+
+    async fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
+        host_files::list(path).await
+    }
+
+    async fn glob(&self, pattern: &str) -> io::Result<Vec<PathBuf>> {
+        host_files::glob(pattern).await
+    }
+
+    async fn make_directory(&self, path: &Path) -> io::Result<()> {
+        host_files::make_directory(path).await
+    }
+
+    async fn remove_file(&self, path: &Path) -> io::Result<()> {
+        host_files::remove_file(path).await
+    }
+
+    async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
+        host_files::read(path, offset).await
+    }
+
+    async fn write(&self, path: &Path, mode: Option<u32>) -> io::Result<Box<dyn AsyncWrite + Send + Unpin>> {
+        host_files::write(path, mode).await
+    }
+
+    async fn pack(&self, path: &Path, compression: Compression) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
+        host_files::pack(path, compression).await
+    }
+}
+
+/// A process of the host, and its group.
+struct HostProcess {
+    child: Child,
+}
+
+#[async_trait]
+impl Process for HostProcess {
+    async fn event(&mut self) -> Event {
+        loop {
+            match self.child.next_event().await {
+                Some(process::Event::Stdout(bytes)) => return Event::Stdout(bytes),
+                Some(process::Event::Stderr(bytes)) => return Event::Stderr(bytes),
+                Some(process::Event::Exited(_)) => return Event::Exited,
+                Some(process::Event::Finished(finish)) => return Event::Ended(ending(finish.status)),
+                // Nobody has the child escalate.
+                Some(process::Event::Signalled(_) | process::Event::Unkilled) => {}
+                None => std::future::pending().await,
+            }
+        }
+    }
+
+    async fn signal(&mut self, signal: &str) -> io::Result<()> {
+        let unknown = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("there is no signal SIG{signal}"));
+        let signal = Signal::from_str(&format!("SIG{signal}")).map_err(unknown)?;
+        self.child.signal(signal).map_err(io::Error::other)
+    }
+
+    fn leave(&mut self) {
+        self.child.end_grace();
+    }
+}
+
+fn ending(status: ExitStatus) -> Ending {
+    match status {
+        ExitStatus::Code(status) => Ending::Exited { status },
+        ExitStatus::Signal(signal) => Ending::Signalled { signal },
+    }
+}
+
+/// Tells a program that can't be executed, which is the build's business, from a host that is short of something.
+fn spawn_error(error: process::SpawnError) -> SpawnError {
+    use process::SpawnError as Spawn;
+    let refused = |program: &OsStr, kind, why: &str| SpawnError::Program {
+        program: program.into(),
+        source: io::Error::new(kind, why),
+    };
+    match error {
+        Spawn::NotFound { program } => {
+            let why = "no such program, or the interpreter that it names is missing";
+            refused(&program, io::ErrorKind::NotFound, why)
+        }
+        Spawn::NotExecutable { program, source } => SpawnError::Program { program: program.into(), source },
+        Spawn::WorkingDirectory { path, source } => SpawnError::Workdir { workdir: path, source },
+        Spawn::VariableName { name } => {
+            refused(&name, io::ErrorKind::InvalidInput, "this can't be the name of an environment variable")
+        }
+        Spawn::NulByte { program } => {
+            refused(&program, io::ErrorKind::InvalidInput, "a NUL byte in the arguments or the environment")
+        }
+        Spawn::TooLong { program } => {
+            refused(&program, io::ErrorKind::ArgumentListTooLong, "arguments and environment are too long")
+        }
+        error => SpawnError::Other(io::Error::other(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check_own(name: &str, expected: bool) {
+        assert_eq!(is_the_workers_own(OsStr::new(name)), expected);
+    }
+
+    #[test]
+    fn builds_do_not_get_what_is_the_workers_own() {
+        check_own("PATH", false);
+        check_own("LISTEN_ADDRESS", false);
+        check_own("NOTIFY_SOCKET", true);
+        check_own("CREDENTIALS_DIRECTORY", true);
+        check_own("KVM_WORKER_CONNECTION__PASSWORD_FILE", true);
+    }
+}

@@ -3,6 +3,7 @@
 //! Every standard command is written once, against [`Place`]. A place knows processes and files and nothing of
 //! Buildbot: no time-outs, no headers, no logs.
 
+mod guest;
 mod host;
 mod host_files;
 
@@ -16,9 +17,11 @@ use protocol::command::Compression;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+pub(crate) use guest::Guest;
 pub(crate) use host::Host;
 
-/// Processes and files of one machine. Paths are absolute and those of the *host*; a guest maps them.
+/// Processes and files of one machine. Paths are absolute and the place's own; [`guest_path`] turns one of the host into
+/// one of a guest.
 #[async_trait]
 pub(crate) trait Place: Send + Sync {
     /// The environment that a build's own settings are laid over, and that `${NAME}` in them refers to.
@@ -73,12 +76,19 @@ pub(crate) struct Program {
 
 /// A program that was started. Dropping it kills all that it started.
 #[async_trait]
-pub(crate) trait Process: Send {
+pub(crate) trait Process: Send + Sync {
     /// The next thing that happens. Cancel-safe. After [`Event::Ended`] it must not be called again.
     async fn event(&mut self) -> Event;
 
     /// Sends a signal (`TERM`, `KILL`, ...) to the program and all that it started, as far as the place can tell.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if the place knows no signal of that name.
     async fn signal(&mut self, signal: &str) -> io::Result<()>;
+
+    /// After [`Event::Exited`], waits no longer for output of what the program left behind: what has been written
+    /// already still arrives, then [`Event::Ended`]. A place that never says `Exited` has nothing to do here.
+    fn leave(&mut self) {}
 }
 
 /// What happens to a program.
@@ -88,6 +98,8 @@ pub(crate) enum Event {
     Stdout(Bytes),
     /// It wrote to its standard error.
     Stderr(Bytes),
+    /// It has ended itself; what it left behind may still write. Not every place can tell.
+    Exited,
     /// It has ended and there is no more output.
     Ended(Ending),
 }
@@ -137,4 +149,13 @@ pub(crate) enum SpawnError {
     /// Anything else.
     #[error(transparent)]
     Other(#[from] io::Error),
+}
+
+/// A host path as a guest knows it: what is below the worker's base directory is below the guest's, and other paths are
+/// the same in both.
+pub(crate) fn guest_path(path: &Path, basedir: &Path, guest_basedir: &Path) -> PathBuf {
+    match path.strip_prefix(basedir) {
+        Ok(below) => guest_basedir.join(below),
+        Err(_) => path.to_owned(),
+    }
 }

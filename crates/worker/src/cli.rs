@@ -1,0 +1,57 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::Overrides;
+
+/// A Buildbot worker that runs builds in fresh QEMU/KVM machines.
+#[derive(Debug, Parser)]
+#[command(name = "kvm-worker", version, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Connect to the master and serve its builds until told to stop.
+    ///
+    /// SIGTERM or SIGINT stops the worker: running builds are given back to the master, which retries them, and every
+    /// machine is stopped. A second one stops at once.
+    Run(Run),
+    /// Print a configuration file with every key, its default and what it does.
+    PrintConfig,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Run {
+    /// The configuration file; the other options and KVM_WORKER__SECTION__KEY variables are laid over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The master, as ws://HOST:PORT or wss://HOST:PORT [worker.master].
+    #[arg(long, value_name = "URL")]
+    pub master: Option<String>,
+    /// The name the master knows this worker by [worker.name].
+    #[arg(long)]
+    pub name: Option<String>,
+    /// The file whose first line is the worker's password [worker.password_file].
+    #[arg(long, value_name = "FILE")]
+    pub password_file: Option<PathBuf>,
+    /// The directory for the builders' directories [worker.basedir].
+    #[arg(long, value_name = "DIR")]
+    pub basedir: Option<PathBuf>,
+}
+
+impl Run {
+    /// What the options say in place of the file.
+    pub(crate) fn overrides(&self) -> Overrides {
+        Overrides {
+            master: self.master.clone(),
+            name: self.name.clone(),
+            password_file: self.password_file.clone(),
+            basedir: self.basedir.clone(),
+        }
+    }
+}

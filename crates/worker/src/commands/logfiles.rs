@@ -1,0 +1,209 @@
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::BytesMut;
+use protocol::command::Logfile;
+use tokio::io::AsyncReadExt;
+use tokio::sync::Notify;
+use tokio::time::{Duration, MissedTickBehavior, interval};
+
+use crate::output::Reporter;
+use crate::place::Place;
+
+/// How often files are looked at (Buildbot 4.3.0, `POLL_INTERVAL`).
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// What is read at once.
+const BLOCK: usize = 64 * 1024;
+
+/// The file type's part of a mode, and what it is for a regular file (inode(7)).
+const S_IFMT: i64 = 0o170_000;
+const S_IFREG: i64 = 0o100_000;
+
+/// The files that a command wants shown as logs while it runs.
+///
+/// A file counts from when it first differs from what it was before the command started. It is then shown as it grows.
+/// One that is replaced or cut short is shown from its beginning again. What is no regular file is left alone.
+pub(super) struct Logfiles<'a> {
+    place: &'a dyn Place,
+    reporter: &'a Reporter,
+    files: Vec<Watched>,
+}
+
+struct Watched {
+    name: String,
+    path: PathBuf,
+    follow: bool,
+    state: State,
+}
+
+enum State {
+    /// As it was before the command started; nothing if it was not there.
+    Waiting { before: Option<Look> },
+    /// It is being shown.
+    Shown { file: Identity, offset: u64 },
+}
+
+/// Which file is found under a path: inode and device.
+type Identity = (i64, i64);
+
+/// What tells whether a file has changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Look {
+    file: Identity,
+    size: u64,
+    modified: i64,
+    changed: i64,
+}
+
+impl<'a> Logfiles<'a> {
+    /// Takes a look at the files before the command starts.
+    pub(super) async fn before(
+        place: &'a dyn Place,
+        reporter: &'a Reporter,
+        logfiles: &[Logfile],
+        workdir: &Path,
+    ) -> Self {
+        let mut files = Vec::with_capacity(logfiles.len());
+        for Logfile { name, filename, follow } in logfiles {
+            let path = workdir.join(filename);
+            let state = State::Waiting { before: look(place, &path).await };
+            files.push(Watched { name: name.clone(), path, follow: *follow, state });
+        }
+        Logfiles { place, reporter, files }
+    }
+
+    /// Shows what the files get, now and every two seconds, and notifies `grown` each time there was something. Cancel
+    /// safe: nothing is shown twice or left out.
+    pub(super) async fn watch(&mut self, grown: &Notify) -> Infallible {
+        if self.files.is_empty() {
+            return std::future::pending().await;
+        }
+        let mut ticks = interval(INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            self.show(|| grown.notify_one()).await;
+        }
+    }
+
+    /// Shows what the files have got up to now.
+    pub(super) async fn show(&mut self, mut grown: impl FnMut()) {
+        for file in &mut self.files {
+            if let Err(error) = file.show(self.place, self.reporter, &mut grown).await {
+                tracing::debug!(path = %file.path.display(), %error, "can't read a log file now");
+            }
+        }
+    }
+}
+
+impl Watched {
+    async fn show(&mut self, place: &dyn Place, reporter: &Reporter, grown: &mut impl FnMut()) -> io::Result<()> {
+        let now = look(place, &self.path).await;
+        let Some(size) = self.notice(now) else { return Ok(()) };
+        let State::Shown { offset, .. } = &mut self.state else { return Ok(()) };
+        if *offset >= size {
+            return Ok(());
+        }
+        // No further than it was long at that look: a file that grows faster than the master reads has an end, too.
+        let mut file = place.read(&self.path, *offset).await?.take(size - *offset);
+        loop {
+            let room = reporter.room().await;
+            let mut block = BytesMut::with_capacity(BLOCK);
+            if file.read_buf(&mut block).await? == 0 {
+                return Ok(());
+            }
+            // Nothing is awaited from here on, so that what is shown and what counts as shown are the same.
+            *offset += block.len() as u64;
+            room.log(&self.name, block.freeze());
+            grown();
+        }
+    }
+
+    /// Takes note of how the file looks now, and returns its size if it is to be shown.
+    fn notice(&mut self, now: Option<Look>) -> Option<u64> {
+        match (&mut self.state, now) {
+            (State::Waiting { before }, now) if *before == now => None,
+            (State::Waiting { before }, None) => {
+                // Removed to make place for a new one, however that will look.
+                *before = None;
+                None
+            }
+            (State::Waiting { .. }, Some(now)) => {
+                let offset = if self.follow { now.size } else { 0 };
+                self.state = State::Shown { file: now.file, offset };
+                Some(now.size)
+            }
+            (State::Shown { .. }, None) => None,
+            (State::Shown { file, offset }, Some(now)) => {
+                if *file != now.file || *offset > now.size {
+                    (*file, *offset) = (now.file, 0);
+                }
+                Some(now.size)
+            }
+        }
+    }
+}
+
+async fn look(place: &dyn Place, path: &Path) -> Option<Look> {
+    let [mode, inode, device, _, _, _, size, _, modified, changed] = place.stat(path).await.ok()?;
+    let regular = mode & S_IFMT == S_IFREG;
+    regular.then(|| Look { file: (inode, device), size: size.max(0).unsigned_abs(), modified, changed })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(inode: i64, size: u64) -> Option<Look> {
+        Some(Look { file: (inode, 1), size, modified: 100, changed: 100 })
+    }
+
+    /// Where the file is read from and to at each look, the first of which is before the start.
+    #[track_caller]
+    fn check(follow: bool, looks: &[Option<Look>], expected: &[Option<(u64, u64)>]) {
+        let state = State::Waiting { before: looks[0] };
+        let mut watched = Watched { name: "log".to_owned(), path: "log".into(), follow, state };
+        let mut read = Vec::new();
+        for look in &looks[1..] {
+            let size = watched.notice(*look);
+            read.push(size.map(|size| {
+                let State::Shown { offset, .. } = &mut watched.state else { panic!("not shown") };
+                (std::mem::replace(offset, size), size)
+            }));
+        }
+        assert_eq!(read, expected);
+    }
+
+    #[test]
+    fn a_new_file_is_shown_as_it_grows() {
+        check(
+            false,
+            &[None, None, file(1, 6), file(1, 6), file(1, 9)],
+            &[None, Some((0, 6)), Some((6, 6)), Some((6, 9))],
+        );
+    }
+
+    #[test]
+    fn an_old_file_is_shown_once_it_changes() {
+        check(false, &[file(1, 6), file(1, 6), file(1, 9)], &[None, Some((0, 9))]);
+        check(false, &[file(1, 6), file(2, 6)], &[Some((0, 6))]);
+    }
+
+    #[test]
+    fn following_skips_what_is_there_when_the_file_counts_first() {
+        check(true, &[None, file(1, 6), file(1, 9)], &[Some((6, 6)), Some((6, 9))]);
+    }
+
+    #[test]
+    fn a_removed_file_is_forgotten() {
+        check(false, &[file(1, 6), None, file(1, 6)], &[None, Some((0, 6))]);
+    }
+
+    #[test]
+    fn a_replaced_or_shortened_file_is_shown_from_its_beginning() {
+        check(false, &[None, file(1, 6), None, file(2, 8)], &[Some((0, 6)), None, Some((0, 8))]);
+        check(false, &[None, file(1, 6), file(1, 2)], &[Some((0, 6)), Some((0, 2))]);
+    }
+}

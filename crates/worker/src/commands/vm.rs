@@ -1,0 +1,390 @@
+//! `vm_start`, `vm_copy`, `vm_stop`, `vm_info`: machines for builds.
+//!
+//! They never complete with a failure, which would make the master avoid the worker: what went wrong is an `rc`, a
+//! `failure_reason` and a `vm_error`, and the master's steps make of it what it is.
+
+use std::convert::Infallible;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Mutex;
+
+use protocol::command::{Direction, VmCopy, VmInfo, VmStart, VmStop};
+use protocol::{Command, Update, Value};
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::console::Console;
+use super::{Context, Failure, conclude};
+use crate::output::Reporter;
+use crate::pool::{Machine, Order, Owner, Pool, Progress, VmError};
+
+/// The exit status of a VM command that was refused or failed.
+const FAILED: i32 = 1;
+
+/// The exit status of a command that did not run to its end.
+const KILLED: i32 = -1;
+
+/// Runs one VM command of a builder to its completion.
+pub(crate) async fn run(
+    context: Context,
+    command: Command,
+    builder: String,
+    console_log: Option<String>,
+    pool: Pool,
+    reporter: Reporter,
+) {
+    let started = Instant::now();
+    let work = async {
+        let work = Work { context: &context, reporter: &reporter, pool: &pool, builder: &builder, console_log };
+        tokio::select! {
+            biased;
+            why = context.interrupt.requested() => {
+                reporter.header(format!("command interrupted: {why}\n")).await;
+                reporter.update(Update::Rc(KILLED)).await;
+            }
+            () = work.run(&command) => {}
+        }
+        Ok::<(), Failure>(())
+    };
+    let outcome = context.until_abandoned(work).await;
+    conclude(&context, reporter, started, outcome).await;
+}
+
+/// Completes a command that can't run because of its VM.
+pub(crate) async fn refuse(context: Context, error: VmError, reporter: Reporter) {
+    let started = Instant::now();
+    let outcome = context.until_abandoned(async {
+        fail(&reporter, error.reason(), &error.to_string(), KILLED).await;
+        Ok(())
+    });
+    let outcome = outcome.await;
+    conclude(&context, reporter, started, outcome).await;
+}
+
+async fn fail(reporter: &Reporter, reason: &str, sentence: &str, rc: i32) {
+    reporter.stderr(format!("{sentence}\n")).await;
+    reporter.update(Update::FailureReason(reason.to_owned())).await;
+    reporter.update(Update::Other("vm_error".to_owned(), sentence.into())).await;
+    reporter.update(Update::Rc(rc)).await;
+}
+
+struct Work<'a> {
+    context: &'a Context,
+    reporter: &'a Reporter,
+    pool: &'a Pool,
+    builder: &'a str,
+    console_log: Option<String>,
+}
+
+impl Work<'_> {
+    async fn run(&self, command: &Command) {
+        let result = match command {
+            Command::VmStart(start) => self.start(start).await,
+            Command::VmCopy(copy) => self.copy(copy).await,
+            Command::VmStop(stop) => self.stop(stop).await,
+            Command::VmInfo(info) => self.info(info).await,
+            _ => Err(Refusal::from(VmError::BadArguments("not a VM command".to_owned()))),
+        };
+        match result {
+            Ok(()) => self.reporter.update(Update::Rc(0)).await,
+            Err(Refusal { reason, sentence }) => fail(self.reporter, reason, &sentence, FAILED).await,
+        }
+    }
+
+    async fn start(&self, start: &VmStart) -> Result<(), Refusal> {
+        let order = Order {
+            owner: self.owner(&start.vm),
+            build: start.build,
+            bind: start.bind,
+            image: start.image.clone(),
+            mode: start.mode,
+            cpus: start.cpus,
+            memory_mib: start.memory_mib,
+            timeout: start.timeout,
+        };
+        self.say(format!("starting vm '{}' from image '{}' ({})", start.vm, start.image, start.mode.as_str())).await;
+        let (progress, console) = StartProgress::new(self.reporter);
+        let mut shown = self.show_console(async { console.await.ok().map(|path| (path, 0)) });
+        let started = tokio::select! {
+            started = self.pool.start(order, &progress) => started,
+            never = shown.follow() => match never {},
+        };
+        shown.catch_up().await;
+        let machine = started?;
+        machine.set_console_shown(shown.bytes());
+        let facts = &machine.facts;
+        self.say(format!(
+            "vm '{}' is ready in slot {}: booted in {:.1} s; ssh port {}, process {}",
+            facts.owner.vm,
+            facts.slot,
+            facts.took.as_secs_f64(),
+            facts.ssh_port,
+            facts.pid
+        ))
+        .await;
+        self.reporter.update(Update::Other("vm".to_owned(), machine.describe())).await;
+        Ok(())
+    }
+
+    async fn copy(&self, copy: &VmCopy) -> Result<(), Refusal> {
+        let machine = self.pool.find(&self.owner(&copy.vm))?;
+        let basedir = &self.context.basedir;
+        let host = |path: &Path| within(basedir, &copy.workdir.join(path));
+        let guest =
+            |path: &Path| crate::place::guest_path(&copy.workdir.join(path), basedir, &machine.image.guest_basedir);
+        let options =
+            ssh::CopyOptions { recursive: copy.recursive, preserve: copy.preserve, ..ssh::CopyOptions::default() };
+        let work = async {
+            match copy.direction {
+                Direction::In => {
+                    let (from, to) = (host(&copy.from)?, guest(&copy.to));
+                    self.say(format!("copying {} to {} in vm '{}'", from.display(), to.display(), copy.vm)).await;
+                    Ok(machine.session.copy_in(&from, bytes(&to), &options).await)
+                }
+                Direction::Out => {
+                    let (from, to) = (guest(&copy.from), host(&copy.to)?);
+                    self.say(format!("copying {} in vm '{}' to {}", from.display(), copy.vm, to.display())).await;
+                    Ok(machine.session.copy_out(bytes(&from), &to, &options).await)
+                }
+            }
+        };
+        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let copied: Result<_, VmError> = tokio::select! {
+            copied = work => copied,
+            never = shown.follow() => match never {},
+        };
+        machine.set_console_shown(shown.bytes());
+        let copied = match copied? {
+            Ok(copied) => copied,
+            Err(ssh::CopyError::Lost(_)) => {
+                let gone = tokio::time::timeout(std::time::Duration::from_secs(2), machine.gone()).await;
+                let reason = gone.unwrap_or_else(|_| format!("the ssh session with vm '{}' was lost", copy.vm));
+                return Err(VmError::Lost { reason }.into());
+            }
+            Err(error) => return Err(Refusal { reason: "vm_copy_failed", sentence: format!("copy: {error}") }),
+        };
+        for skipped in &copied.skipped {
+            self.reporter.stderr(format!("left out {}: {}\n", skipped.name, skipped.what)).await;
+        }
+        self.say(format!("copied {} in {:.1} s", amount(copied.files, copied.bytes), copied.elapsed.as_secs_f64()))
+            .await;
+        for (key, number) in [("bytes", copied.bytes), ("files", copied.files)] {
+            let number = Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
+            self.reporter.update(Update::Other(key.to_owned(), number)).await;
+        }
+        Ok(())
+    }
+
+    async fn stop(&self, stop: &VmStop) -> Result<(), Refusal> {
+        let owner = self.owner(&stop.vm);
+        let machine = match self.pool.find(&owner) {
+            Ok(machine) => machine,
+            Err(VmError::NotRunning(_)) if stop.missing_ok => {
+                return Ok(self.say(format!("there is no vm '{}' to stop", stop.vm)).await);
+            }
+            // What died holds nothing any more; its entry is given up.
+            Err(VmError::Lost { reason }) => {
+                self.pool.stop(&owner, None).await;
+                return Ok(self.say(reason).await);
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.say(format!("stopping vm '{}' in slot {}", stop.vm, machine.facts.slot)).await;
+        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let stopped = tokio::select! {
+            stopped = self.pool.stop(&owner, stop.timeout) => stopped,
+            never = shown.follow() => match never {},
+        };
+        shown.catch_up().await;
+        let Some(stopped) = stopped else { return Err(VmError::NotRunning(stop.vm.clone()).into()) };
+        let seconds = stopped.after.as_secs_f64();
+        self.say(format!("vm '{}' is stopped ({}, {seconds:.1} s)", stop.vm, stopped.how)).await;
+        let report = [
+            ("vm", Value::from(stop.vm.as_str())),
+            ("slot", Value::Int(machine.facts.slot.into())),
+            ("how", stopped.how.into()),
+            ("seconds", seconds.into()),
+        ];
+        self.reporter.update(Update::Other("vm".to_owned(), report.into_iter().collect())).await;
+        Ok(())
+    }
+
+    async fn info(&self, info: &VmInfo) -> Result<(), Refusal> {
+        let machines: Vec<_> = match &info.vm {
+            Some(vm) => vec![self.pool.find(&self.owner(vm))?],
+            None => self.pool.list(self.builder),
+        };
+        for machine in machines {
+            let facts = &machine.facts;
+            self.say(format!(
+                "vm '{}': image '{}', slot {}, ssh port {}",
+                facts.owner.vm, facts.image_name, facts.slot, facts.ssh_port
+            ))
+            .await;
+            self.reporter.update(Update::Other("vm".to_owned(), machine.describe())).await;
+        }
+        Ok(())
+    }
+
+    fn owner(&self, vm: &protocol::command::Name) -> Owner {
+        Owner { builder: self.builder.to_owned(), vm: vm.clone() }
+    }
+
+    /// Tells the person who watches the step, now rather than when output has gathered.
+    async fn say(&self, line: String) {
+        self.reporter.header(line + "\n").await;
+        self.reporter.flush().await;
+    }
+
+    /// Shows a console, once its place is known, if the command asks for it.
+    fn show_console<P>(&self, place: P) -> Shown<P>
+    where
+        P: Future<Output = Option<(PathBuf, u64)>>,
+    {
+        let log = self.console_log.as_ref().map(|name| self.reporter.log_writer(name.clone()));
+        Shown { log, place: Some(Box::pin(place)), console: None }
+    }
+}
+
+/// A console that is shown as soon as there is one.
+struct Shown<P> {
+    log: Option<crate::output::LogWriter>,
+    place: Option<std::pin::Pin<Box<P>>>,
+    console: Option<Console>,
+}
+
+impl<P: Future<Output = Option<(PathBuf, u64)>>> Shown<P> {
+    async fn follow(&mut self) -> Infallible {
+        if self.console.is_none()
+            && let (Some(log), Some(place)) = (&self.log, &mut self.place)
+        {
+            let found = place.as_mut().await;
+            self.place = None;
+            if let Some((path, shown)) = found {
+                self.console = Console::open(&path, shown, log.clone()).await.ok();
+            }
+        }
+        match &mut self.console {
+            Some(console) => console.follow().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn catch_up(&mut self) {
+        if let Some(console) = &mut self.console {
+            console.catch_up().await;
+        }
+    }
+
+    fn bytes(&self) -> u64 {
+        self.console.as_ref().map_or(0, Console::shown)
+    }
+}
+
+/// Why a VM command failed, as the master is told.
+struct Refusal {
+    reason: &'static str,
+    sentence: String,
+}
+
+impl From<VmError> for Refusal {
+    fn from(error: VmError) -> Self {
+        Refusal { reason: error.reason(), sentence: error.to_string() }
+    }
+}
+
+/// Passes on what happens while a machine is being started.
+struct StartProgress<'a> {
+    reporter: &'a Reporter,
+    console: Mutex<Option<oneshot::Sender<PathBuf>>>,
+}
+
+impl<'a> StartProgress<'a> {
+    fn new(reporter: &'a Reporter) -> (Self, oneshot::Receiver<PathBuf>) {
+        let (sender, receiver) = oneshot::channel();
+        (StartProgress { reporter, console: Mutex::new(Some(sender)) }, receiver)
+    }
+}
+
+#[async_trait::async_trait]
+impl Progress for StartProgress<'_> {
+    async fn say(&self, line: String) {
+        self.reporter.header(line + "\n").await;
+        self.reporter.flush().await;
+    }
+
+    fn console(&self, path: &Path) {
+        let sender = self.console.lock().ok().and_then(|mut sender| sender.take());
+        if let Some(sender) = sender {
+            let _ = sender.send(path.to_owned());
+        }
+    }
+}
+
+/// Shows the console of a machine while a command runs in it.
+pub(crate) async fn beside<T>(work: impl Future<Output = T>, machine: &Machine, log: crate::output::LogWriter) -> T {
+    let Ok(mut console) = Console::open(&machine.console_log, machine.console_shown(), log).await else {
+        return work.await;
+    };
+    let result = tokio::select! {
+        result = work => result,
+        never = console.follow() => match never {},
+    };
+    machine.set_console_shown(console.shown());
+    result
+}
+
+/// A host path of a copy. It has to be in the worker's directory, links followed: what else is on the host is not the
+/// master's to read or write.
+fn within(basedir: &Path, path: &Path) -> Result<PathBuf, VmError> {
+    let outside =
+        || VmError::BadArguments(format!("{} is not in the worker's directory {}", path.display(), basedir.display()));
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(outside());
+    }
+    let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok()).ok_or_else(outside)?;
+    let basedir = basedir.canonicalize().map_err(|_| outside())?;
+    if existing.starts_with(&basedir) { Ok(path.to_owned()) } else { Err(outside()) }
+}
+
+fn bytes(path: &Path) -> Vec<u8> {
+    std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec()
+}
+
+fn amount(files: u64, bytes: u64) -> String {
+    let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
+    match bytes {
+        0..10_000 => format!("{files}, {bytes} bytes"),
+        10_000..10_000_000 => format!("{files}, {} kB", bytes / 1000),
+        _ => format!("{files}, {} MB", bytes / 1_000_000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_stays_in_the_workers_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        let basedir = directory.path().join("base");
+        std::fs::create_dir_all(basedir.join("builder/build")).unwrap();
+        std::os::unix::fs::symlink("/etc", basedir.join("builder/link")).unwrap();
+        let check = |path: &str, expected: bool| {
+            assert_eq!(within(&basedir, &basedir.join("builder/build").join(path)).is_ok(), expected, "{path}");
+        };
+        check("new/file", true);
+        check(".", true);
+        check("../build", false);
+        check("/etc/passwd", false);
+        std::os::unix::fs::symlink("/etc", basedir.join("builder/build/link")).unwrap();
+        check("link/passwd", false);
+        check("link", false);
+    }
+
+    #[test]
+    fn amounts_are_short() {
+        assert_eq!(amount(1, 312), "1 file, 312 bytes");
+        assert_eq!(amount(2, 45_678), "2 files, 45 kB");
+        assert_eq!(amount(0, 123_456_789), "0 files, 123 MB");
+    }
+}

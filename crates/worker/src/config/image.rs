@@ -1,0 +1,98 @@
+//! Images: what machines are made from.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::absolute_path;
+use super::section::Section;
+
+/// A named disk, how to boot it and how to log in.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Image {
+    /// The disk. Machines write to overlays on it, never to itself.
+    pub disk: PathBuf,
+    /// The disk's format.
+    pub format: DiskFormat,
+    /// The kernel to boot directly; without one the disk's own boot loader is used.
+    pub boot: Option<KernelBoot>,
+    /// QEMU's machine type.
+    pub machine: String,
+    /// QEMU's processor model; what suits the accelerator if absent.
+    pub cpu: Option<String>,
+    pub cpus: u32,
+    pub memory_mib: u32,
+    /// Who logs in.
+    pub user: String,
+    /// The private key that logs in.
+    pub key: PathBuf,
+    /// The guest's own key; learnt at the first boot if absent.
+    pub host_key: Option<ssh::HostKey>,
+    /// The guest's ssh port.
+    pub ssh_port: u16,
+    /// The guest's command that shuts it down.
+    pub shutdown: String,
+    /// How long booting may take, up to the first command over ssh.
+    pub boot_timeout: Duration,
+    /// More arguments for QEMU.
+    pub qemu_args: Vec<String>,
+    /// What the worker's basedir is called in the guest.
+    pub guest_basedir: PathBuf,
+}
+
+/// A kernel that QEMU loads by itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KernelBoot {
+    pub kernel: PathBuf,
+    pub initrd: Option<PathBuf>,
+    pub append: String,
+}
+
+/// The format of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum DiskFormat {
+    Qcow2,
+    Raw,
+}
+
+impl Image {
+    pub(super) fn parse(mut section: Section<'_>) -> Self {
+        let kernel = section.optional("kernel", absolute_path);
+        let initrd = section.optional("initrd", absolute_path);
+        let append: Option<String> = section.optional("append", Ok::<String, &str>);
+        if kernel.is_none() {
+            if let Some(initrd) = &initrd {
+                section.problem("initrd", &initrd.display(), "goes with kernel, which is missing");
+            }
+            if let Some(append) = &append {
+                section.problem("append", append, "goes with kernel, which is missing");
+            }
+        }
+        let image = Image {
+            disk: section.required("disk", "the path of the image's disk", absolute_path),
+            format: section.parsed("format", DiskFormat::Qcow2, |text: String| match text.as_str() {
+                "qcow2" => Ok(DiskFormat::Qcow2),
+                "raw" => Ok(DiskFormat::Raw),
+                _ => Err("\"qcow2\" or \"raw\""),
+            }),
+            boot: kernel.map(|kernel| KernelBoot { kernel, initrd, append: append.unwrap_or_default() }),
+            machine: section.or("machine", "q35".to_owned()),
+            cpu: section.optional("cpu", Ok::<String, &str>),
+            cpus: section.number("cpus", 1..=256, 1),
+            memory_mib: section.number("memory_mib", 16..=4 << 20, 1024),
+            user: section.required("user", "the guest's user that runs builds", |user: String| {
+                (!user.is_empty()).then_some(user).ok_or("a user's name")
+            }),
+            key: section.required("key", "the path of the private ssh key that logs in", absolute_path),
+            host_key: section.optional("host_key", |line: String| {
+                line.parse::<ssh::HostKey>().map_err(|_| "a line such as \"ssh-ed25519 AAAA...\"")
+            }),
+            ssh_port: section.number("ssh_port", 1..=u16::MAX, 22),
+            shutdown: section.or("shutdown", "sudo poweroff".to_owned()),
+            boot_timeout: section.seconds("boot_timeout", 1.0..=3600.0, 120.0),
+            qemu_args: section.or("qemu_args", Vec::new()),
+            guest_basedir: section.parsed("guest_basedir", PathBuf::from("/home/buildbot"), absolute_path),
+        };
+        section.finish();
+        image
+    }
+}

@@ -1,0 +1,264 @@
+//! The configuration: where it comes from, what it may say, and all that is wrong with it at once.
+//!
+//! A file (TOML), the environment (`KVM_WORKER__POOL__SLOTS=4`) and flags are laid over each other in this order.
+//! Nothing outside this module reads them. `default.toml` documents every key.
+
+mod address;
+mod image;
+mod password;
+mod problem;
+mod section;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Environment, File, FileFormat};
+use protocol::command::Name;
+
+pub(crate) use address::{MasterAddress, Scheme};
+pub(crate) use image::{DiskFormat, Image, KernelBoot};
+pub(crate) use password::{Password, PasswordSource};
+pub(crate) use problem::{Problem, Problems};
+use section::Section;
+
+/// The file with every key, its default and what it does.
+pub(crate) const DEFAULT_FILE: &str = include_str!("default.toml");
+
+/// Everything a worker is told.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub worker: Worker,
+    pub connection: Connection,
+    pub pool: Pool,
+    pub log: Log,
+    pub images: BTreeMap<Name, Image>,
+}
+
+/// Who this worker is, and whose.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Worker {
+    /// The name the master knows it by.
+    pub name: String,
+    /// The master.
+    pub master: MasterAddress,
+    /// Where its password comes from.
+    pub password: PasswordSource,
+    /// The directory that holds the builders' directories; absolute.
+    pub basedir: PathBuf,
+    /// The certificates that vouch for the master, instead of the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Whether the master is asked to remove directories of builders that are gone.
+    pub delete_leftover_dirs: bool,
+}
+
+/// How the connection is made and kept.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Connection {
+    /// How long one attempt may take, from name lookup to the end of the handshake.
+    pub connect_timeout: Duration,
+    /// How long the line may be silent, though asked for a sign of life, before it is given up.
+    pub dead_after: Duration,
+    /// The first wait before another attempt.
+    pub retry_min: Duration,
+    /// The longest wait before another attempt.
+    pub retry_max: Duration,
+}
+
+/// The slots and how QEMU runs in them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Pool {
+    /// How many machines may run at a time.
+    pub slots: u16,
+    /// Slot n forwards this port plus n on 127.0.0.1 to its guest's ssh port.
+    pub ssh_port_base: u16,
+    /// The directory of the slots' files and of the disks that persist; absolute.
+    pub state_dir: PathBuf,
+    /// How long `vm_start` waits for a slot, or for a disk that persists.
+    pub acquire_timeout: Duration,
+    /// How long a machine may take to shut down politely.
+    pub shutdown_timeout: Duration,
+    /// What executes guest code.
+    pub accel: qemu::Accel,
+    /// The program that runs machines.
+    pub qemu: PathBuf,
+    /// The program that makes disks.
+    pub qemu_img: PathBuf,
+}
+
+/// What is logged, and how.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Log {
+    /// A filter as of `tracing_subscriber::EnvFilter`: `info`, `debug`, `kvm_worker=trace,qemu=debug`.
+    pub filter: String,
+    /// Its form.
+    pub format: LogFormat,
+}
+
+/// The form of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What the command line says in place of a file.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Overrides {
+    pub master: Option<String>,
+    pub name: Option<String>,
+    pub password_file: Option<PathBuf>,
+    pub basedir: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the configuration from a file, if there is one, the environment and the command line.
+    ///
+    /// # Errors
+    /// All problems at once. Files that the configuration names are not opened here.
+    pub(crate) fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, Problems> {
+        let mut builder = config::Config::builder();
+        if let Some(file) = file {
+            builder = builder.add_source(File::from(file).format(FileFormat::Toml));
+        }
+        builder = builder.add_source(
+            Environment::with_prefix("KVM_WORKER").prefix_separator("__").separator("__").try_parsing(true),
+        );
+        let overrides = [
+            ("worker.master", overrides.master.clone()),
+            ("worker.name", overrides.name.clone()),
+            ("worker.password_file", overrides.password_file.as_deref().map(absolute)),
+            ("worker.basedir", overrides.basedir.as_deref().map(absolute)),
+        ];
+        for (key, value) in overrides {
+            builder = builder.set_override_option(key, value).map_err(Problems::unreadable)?;
+        }
+        let tree = builder.build().map_err(Problems::unreadable)?;
+        Self::parse(tree.cache)
+    }
+
+    fn parse(tree: config::Value) -> Result<Self, Problems> {
+        let problems = Problems::default();
+        let mut root = Section::root(tree, &problems);
+        let worker = parse_worker(root.section("worker"));
+        let config = Config {
+            connection: parse_connection(root.section("connection")),
+            pool: parse_pool(root.section("pool"), &worker.basedir),
+            log: parse_log(root.section("log")),
+            images: root
+                .named_sections("images")
+                .into_iter()
+                .map(|(name, section)| (name, Image::parse(section)))
+                .collect(),
+            worker,
+        };
+        root.finish();
+        problems.into_result(config)
+    }
+}
+
+fn parse_worker(mut section: Section<'_>) -> Worker {
+    let worker = Worker {
+        name: section.required("name", "the name that the master's configuration gives this worker", |text: String| {
+            // The name and the password travel as `name:password`.
+            (!text.is_empty() && !text.contains(':')).then_some(text).ok_or("a name without a colon")
+        }),
+        master: section.required(
+            "master",
+            "the master's address, such as \"ws://master.example.org:9990\"",
+            |text: String| MasterAddress::parse(&text),
+        ),
+        password: PasswordSource::parse(&mut section),
+        basedir: section.required("basedir", "the directory for the builders' directories", absolute_path),
+        ca_file: section.optional("ca_file", absolute_path),
+        delete_leftover_dirs: section.or("delete_leftover_dirs", false),
+    };
+    section.finish();
+    worker
+}
+
+fn parse_connection(mut section: Section<'_>) -> Connection {
+    let connection = Connection {
+        connect_timeout: section.seconds("connect_timeout", 1.0..=600.0, 30.0),
+        dead_after: section.seconds("dead_after", 3.0..=3600.0, 120.0),
+        retry_min: section.seconds("retry_min", 0.1..=60.0, 1.0),
+        retry_max: section.seconds("retry_max", 1.0..=3600.0, 60.0),
+    };
+    section.finish();
+    connection
+}
+
+fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
+    let slots = section.number("slots", 1..=1000, 2);
+    let ssh_port_base = section.number("ssh_port_base", 1024..=u16::MAX, 2222);
+    if ssh_port_base.checked_add(slots - 1).is_none() {
+        section.problem("ssh_port_base", &ssh_port_base, "leave a port below 65536 for every slot");
+    }
+    let state_dir = section.optional("state_dir", absolute_path).unwrap_or_else(|| beside(basedir));
+    // QEMU's monitor socket is below it, and the address of a UNIX socket ends at 107 bytes.
+    if state_dir.as_os_str().len() > 80 {
+        section.problem(
+            "state_dir",
+            &state_dir.display(),
+            "choose a path of at most 80 bytes: sockets are made below it",
+        );
+    }
+    let pool = Pool {
+        slots,
+        ssh_port_base,
+        state_dir,
+        acquire_timeout: section.seconds("acquire_timeout", 0.0..=86400.0, 600.0),
+        shutdown_timeout: section.seconds("shutdown_timeout", 1.0..=3600.0, 60.0),
+        accel: section.parsed("accel", qemu::Accel::Auto, |text: String| match text.as_str() {
+            "auto" => Ok(qemu::Accel::Auto),
+            "kvm" => Ok(qemu::Accel::Kvm),
+            "tcg" => Ok(qemu::Accel::Tcg),
+            _ => Err("\"auto\", \"kvm\" or \"tcg\""),
+        }),
+        qemu: section.or("qemu", "qemu-system-x86_64".to_owned()).into(),
+        qemu_img: section.or("qemu_img", "qemu-img".to_owned()).into(),
+    };
+    section.finish();
+    pool
+}
+
+fn parse_log(mut section: Section<'_>) -> Log {
+    let log =
+        Log {
+            filter: section.parsed("filter", "info".to_owned(), |text: String| {
+                match tracing_subscriber::EnvFilter::try_new(&text) {
+                    Ok(_) => Ok(text),
+                    Err(_) => Err("a level such as \"info\", or levels of parts such as \"info,qemu=debug\""),
+                }
+            }),
+            format: section.parsed("format", LogFormat::Text, |text: String| match text.as_str() {
+                "text" => Ok(LogFormat::Text),
+                "json" => Ok(LogFormat::Json),
+                _ => Err("\"text\" or \"json\""),
+            }),
+        };
+    section.finish();
+    log
+}
+
+/// Paths of a file must be absolute: a daemon's working directory is nobody's business.
+fn absolute_path(text: String) -> Result<PathBuf, &'static str> {
+    Some(PathBuf::from(text)).filter(|path| path.is_absolute()).ok_or("an absolute path")
+}
+
+/// Paths of the command line are relative to where it was typed.
+fn absolute(path: &Path) -> String {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).to_string_lossy().into_owned()
+}
+
+/// The default state directory. It is not inside the basedir, where a master removes what it does not know.
+fn beside(basedir: &Path) -> PathBuf {
+    let mut path = basedir.as_os_str().to_owned();
+    path.push("-vms");
+    path.into()
+}

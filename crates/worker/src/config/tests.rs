@@ -1,0 +1,138 @@
+use super::*;
+
+fn parse(toml: &str) -> Result<Config, Vec<String>> {
+    let tree = config::Config::builder()
+        .add_source(File::from_str(toml, FileFormat::Toml))
+        .build()
+        .map_err(|error| vec![error.to_string()])?;
+    Config::parse(tree.cache).map_err(|problems| problems.lines())
+}
+
+const MINIMAL: &str = r#"
+[worker]
+name = "w"
+master = "ws://localhost:9990"
+password_file = "/p"
+basedir = "/b"
+"#;
+
+#[test]
+fn the_documented_defaults_are_the_defaults() {
+    let documented = parse(DEFAULT_FILE).unwrap();
+    let minimal = parse(&format!("{MINIMAL}\n[images.i]\ndisk = \"/d\"\nuser = \"u\"\nkey = \"/k\"")).unwrap();
+    assert_eq!(documented.connection, minimal.connection);
+    assert_eq!(documented.log, minimal.log);
+    assert_eq!(documented.pool, Pool { state_dir: documented.pool.state_dir.clone(), ..minimal.pool.clone() });
+    let image = |config: &Config| config.images.values().next().unwrap().clone();
+    let (theirs, ours) = (image(&documented), image(&minimal));
+    assert_eq!(theirs, Image { disk: theirs.disk.clone(), user: theirs.user.clone(), key: theirs.key.clone(), ..ours });
+}
+
+/// What the file documents is all there is: each key appears in it, if only in a comment.
+#[test]
+fn every_key_is_documented() {
+    let complaint = parse(&format!("{MINIMAL}qqqqqqqq = 1\n[connection]\nqqqqqqqq = 1\n[pool]\nqqqqqqqq = 1\n[log]\nqqqqqqqq = 1\n[images.i]\nqqqqqqqq = 1\n"))
+        .unwrap_err()
+        .join("\n");
+    let keys: Vec<_> = complaint
+        .lines()
+        .filter_map(|line| line.split_once("the keys here are "))
+        .flat_map(|(_, keys)| keys.split(", "))
+        .collect();
+    assert!(keys.len() > 30, "{complaint}");
+    for key in keys {
+        let documented =
+            DEFAULT_FILE.lines().any(|line| line.trim_start_matches("# ").starts_with(&format!("{key} = ")));
+        assert!(documented, "{key}");
+    }
+}
+
+fn check(toml: &str, expected: &[&str]) {
+    let problems = parse(toml).map(|_| ()).unwrap_err();
+    assert_eq!(problems, expected, "{toml}");
+}
+
+#[test]
+fn all_problems_are_told_at_once_with_key_value_and_remedy() {
+    check(
+        r#"
+        [worker]
+        name = "a:b"
+        master = "http://localhost:8010"
+        basedir = "work"
+        [pool]
+        slots = 0
+        slot = 3
+        accel = "xen"
+        state_dir = 7.5
+        [images."../x"]
+        [images.d]
+        disk = "/d"
+        user = "u"
+        key = "/k"
+        host_key = "nonsense"
+        append = "quiet"
+        [ponies]
+        "#,
+        &[
+            "worker.name = \"a:b\": should be a name without a colon",
+            "worker.master = \"http://localhost:8010\": should be \"ws://HOST:PORT\" or \"wss://HOST:PORT\", the port of the master's msgpack_experimental_v7 protocol",
+            "worker.password_file: is missing; set it to the path of a file whose first line is the worker's password (or set password_credential)",
+            "worker.basedir = \"work\": should be an absolute path",
+            "pool.slots = 0: should be a whole number from 1 to 1000",
+            "pool.state_dir = 7.5: should be text",
+            "pool.accel = \"xen\": should be \"auto\", \"kvm\" or \"tcg\"",
+            "pool.slot: is not a key; did you mean slots?",
+            "images.../x: choose a name of at most 64 letters, digits, '_', '.', '+' and '-', other than 'host'",
+            "images.d.append = quiet: goes with kernel, which is missing",
+            "images.d.host_key = \"nonsense\": should be a line such as \"ssh-ed25519 AAAA...\"",
+            "ponies: is not a key; the keys here are worker, connection, pool, log, images",
+        ],
+    );
+}
+
+#[test]
+fn slots_have_ports_and_sockets_have_short_paths() {
+    check(
+        &format!("{MINIMAL}[pool]\nssh_port_base = 65535\nstate_dir = \"/{}\"", "x".repeat(80)),
+        &[
+            "pool.ssh_port_base = 65535: leave a port below 65536 for every slot",
+            &format!(
+                "pool.state_dir = /{}: choose a path of at most 80 bytes: sockets are made below it",
+                "x".repeat(80)
+            ),
+        ],
+    );
+}
+
+#[test]
+fn addresses_are_understood_or_refused() {
+    let check = |text: &str, expected: Option<&str>| {
+        assert_eq!(MasterAddress::parse(text).ok().map(|address| address.to_string()).as_deref(), expected, "{text}");
+    };
+    check("ws://h:1", Some("ws://h:1"));
+    check("wss://h", Some("wss://h:443"));
+    check("wss://h:8443/ci", Some("wss://h:8443/ci"));
+    check("ws://[::1]:9990", Some("ws://[::1]:9990"));
+    for bad in ["", "h:1", "ws://h", "ws://:1", "ws://h:0", "ws://h:99999", "ws://u@h:1", "ws://h:1/a b", "pb://h:1"] {
+        check(bad, None);
+    }
+}
+
+#[test]
+fn a_password_is_the_first_line_of_a_file_that_is_not_everybodys() {
+    use std::os::unix::fs::PermissionsExt;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("password");
+    let read = |content: &str, mode: u32| {
+        std::fs::write(&path, content).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        let password = PasswordSource::File(path.clone()).read()?;
+        assert_eq!(format!("{password:?}"), "Password(...)");
+        Ok::<_, anyhow::Error>(password.reveal().to_owned())
+    };
+    assert_eq!(read("s3cret word\nmore\n", 0o600).unwrap(), "s3cret word");
+    assert_eq!(read("x", 0o640).unwrap(), "x");
+    assert!(format!("{:#}", read("x", 0o644).unwrap_err()).contains("chmod 600"));
+    assert!(format!("{:#}", read("\n", 0o600).unwrap_err()).contains("first line is empty"));
+}

@@ -1,0 +1,335 @@
+//! The main loop: what the master asks, what commands end, and when to stop.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use protocol::command::Placement;
+use protocol::{Args, Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tracing::{Instrument, debug, info, info_span, warn};
+
+use crate::commands::{self, Context, Interrupt, Interrupter};
+use crate::config::Config;
+use crate::info::{self, PoolState};
+use crate::master::{Line, LineEvent, MasterLink};
+use crate::output::Reporter;
+use crate::place::{Guest, Host, Place, guest_path};
+use crate::pool::{Machine, Owner, Pool, VmError};
+
+/// How many events of the line may wait for the main loop.
+const LINE_EVENTS: usize = 16;
+
+/// How long running commands may take to be dropped when the worker stops.
+const COMMANDS_END: Duration = Duration::from_secs(10);
+
+/// What is added to `pool.shutdown_timeout` for stopping all machines: the rungs after the polite ones.
+const MACHINES_END: Duration = Duration::from_secs(20);
+
+/// Everything that can happen to the daemon.
+#[derive(Debug)]
+enum Event {
+    /// Something about the line to the master.
+    Line(LineEvent),
+    /// The line's task has ended, which it should not.
+    LineEnded(Result<(), JoinError>),
+    /// A command has completed, or was abandoned.
+    CommandEnded(Result<CommandId, JoinError>),
+    /// The worker is to stop.
+    Stop(&'static str),
+}
+
+/// Runs the worker until it is told to stop.
+///
+/// # Errors
+/// It could not start, or one of its tasks broke down.
+pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let signals = StopSignals::new().context("listen for signals")?;
+    let password = config.worker.password.read()?;
+    let basedir = &config.worker.basedir;
+    std::fs::create_dir_all(basedir).with_context(|| format!("make worker.basedir {}", basedir.display()))?;
+    let environment = info::environment();
+    let pool = Pool::open(&config).await.context("open the pool of machines")?;
+    let (line_events, events) = mpsc::channel(LINE_EVENTS);
+    let line = Line {
+        master: config.worker.master.clone(),
+        name: config.worker.name.clone(),
+        password,
+        ca_file: config.worker.ca_file.clone(),
+        connection: config.connection.clone(),
+    };
+    info!(worker = config.worker.name, master = %config.worker.master, slots = config.pool.slots, "started");
+    let daemon = Daemon {
+        host: Arc::new(Host::new(environment.clone(), home(&environment))),
+        config,
+        environment,
+        pool,
+        settings: Arc::new(Settings::default()),
+        link: None,
+        running: HashMap::new(),
+        tasks: JoinSet::new(),
+        events,
+        line: tokio::spawn(line.keep(line_events)),
+        signals,
+    };
+    daemon.run().await
+}
+
+struct Daemon {
+    config: Config,
+    environment: Vec<(OsString, OsString)>,
+    pool: Pool,
+    host: Arc<Host>,
+    /// How the master wants output, for commands started from now on.
+    settings: Arc<Settings>,
+    /// What commands are started with; none while there is no line.
+    link: Option<MasterLink>,
+    running: HashMap<CommandId, Interrupter>,
+    tasks: JoinSet<CommandId>,
+    events: mpsc::Receiver<LineEvent>,
+    line: JoinHandle<()>,
+    signals: StopSignals,
+}
+
+impl Daemon {
+    async fn run(mut self) -> anyhow::Result<()> {
+        loop {
+            match self.event().await {
+                Event::Line(event) => {
+                    if let Some(why) = self.line_event(event) {
+                        return self.stop(why).await;
+                    }
+                }
+                Event::CommandEnded(ended) => self.command_ended(ended),
+                Event::Stop(why) => return self.stop(why).await,
+                Event::LineEnded(result) => {
+                    self.stop("the task that keeps the line to the master ended").await?;
+                    bail!("the task that keeps the line to the master ended: {result:?}");
+                }
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Event {
+        tokio::select! {
+            biased;
+            why = self.signals.next() => Event::Stop(why),
+            Some(ended) = self.tasks.join_next() => Event::CommandEnded(ended),
+            Some(event) = self.events.recv() => Event::Line(event),
+            ended = &mut self.line => Event::LineEnded(ended),
+        }
+    }
+
+    /// Deals with an event of the line; says why, if it ends the worker.
+    fn line_event(&mut self, event: LineEvent) -> Option<&'static str> {
+        match event {
+            LineEvent::Up(link) => self.link = Some(link),
+            LineEvent::Down => self.line_lost(),
+            LineEvent::Request { request: Request::Shutdown, reply } => {
+                let _ = reply.send(Ok(Value::Nil));
+                return Some("the master said so");
+            }
+            LineEvent::Request { request, reply } => {
+                let _ = reply.send(self.request(request));
+            }
+        }
+        None
+    }
+
+    /// All builds are over for the master, which starts them again: nothing of them is to go on.
+    fn line_lost(&mut self) {
+        self.link = None;
+        self.abandon_commands();
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.release_all("the line to the master was lost").await });
+    }
+
+    fn abandon_commands(&mut self) {
+        for (command_id, interrupter) in self.running.drain() {
+            info!(%command_id, "command abandoned");
+            interrupter.abandon();
+        }
+    }
+
+    fn request(&mut self, request: Request) -> Reply {
+        match request {
+            Request::WorkerInfo => Ok(info::worker_info(&self.config, &self.environment, self.pool_state()).into()),
+            Request::Settings(settings) => {
+                self.settings = Arc::new(settings);
+                Ok(Value::Nil)
+            }
+            Request::StartCommand(start) => self.start_command(start),
+            Request::Interrupt { command_id, why } => {
+                match self.running.get(&command_id) {
+                    Some(interrupter) => interrupter.interrupt(why),
+                    None => debug!(%command_id, "the command to interrupt has ended"),
+                }
+                Ok(Value::Nil)
+            }
+            Request::Print { .. } | Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
+        }
+    }
+
+    fn pool_state(&self) -> PoolState {
+        let census = self.pool.census();
+        PoolState { slots: census.slots, free: census.free, state: "running" }
+    }
+
+    fn start_command(&mut self, start: StartCommand) -> Reply {
+        let Some(link) = self.link.clone() else { return Err("there is no line to the master".to_owned()) };
+        if self.running.contains_key(&start.command_id) {
+            return Err(format!("command {} is running already", start.command_id));
+        }
+        let StartCommand { command_id, builder, .. } = &start;
+        let (interrupter, interrupt) = Interrupt::new();
+        let context = Context {
+            command_id: command_id.clone(),
+            link: link.clone(),
+            settings: Arc::clone(&self.settings),
+            basedir: self.config.worker.basedir.clone(),
+            builder_dir: self.config.worker.basedir.clone(),
+            interrupt,
+        };
+        let span = info_span!("command", %command_id, command = start.name, builder);
+        let id = command_id.clone();
+        let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
+        match Invocation::parse(&start) {
+            Ok(invocation) => {
+                let builder = start.builder.clone().unwrap_or_default();
+                let work = self.place(context, invocation, builder, reporter());
+                self.spawn(id, interrupter, work.instrument(span));
+                Ok(Value::Nil)
+            }
+            // The steps of this worker's own commands show what is wrong with their arguments.
+            Err(error) if start.name.starts_with("vm_") && is_about_arguments(&error) => {
+                let error = VmError::BadArguments(error.to_string());
+                self.spawn(id, interrupter, commands::vm::refuse(context, error, reporter()).instrument(span));
+                Ok(Value::Nil)
+            }
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    fn spawn(&mut self, id: CommandId, interrupter: Interrupter, work: impl Future<Output = ()> + Send + 'static) {
+        self.running.insert(id.clone(), interrupter);
+        self.tasks.spawn(async move {
+            work.await;
+            id
+        });
+    }
+
+    fn command_ended(&mut self, ended: Result<CommandId, JoinError>) {
+        match ended {
+            Ok(command_id) => drop(self.running.remove(&command_id)),
+            // Its reporter completed it with a failure when it was dropped.
+            Err(error) => warn!("a command broke down: {error}"),
+        }
+    }
+
+    /// Finds out where a command is to run, and makes the future that runs it there.
+    fn place(
+        &self,
+        context: Context,
+        invocation: Invocation,
+        builder: String,
+        reporter: Reporter,
+    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+        let Invocation { mut command, placement, console_log } = invocation;
+        if matches!(command, Command::VmStart(_) | Command::VmCopy(_) | Command::VmStop(_) | Command::VmInfo(_)) {
+            command.map_paths(|path| context.resolve(path));
+            let pool = self.pool.clone();
+            return Box::pin(commands::vm::run(context, command, builder, console_log, pool, reporter));
+        }
+        let machine = match placement {
+            Placement::Host => None,
+            Placement::Unsaid => self.pool.bound(&builder),
+            Placement::Vm(vm) => match self.pool.find(&Owner { builder, vm }) {
+                Ok(machine) => Some(machine),
+                Err(error) => return Box::pin(commands::vm::refuse(context, error, reporter)),
+            },
+        };
+        match machine {
+            None => {
+                command.map_paths(|path| context.resolve(path));
+                let host: Arc<dyn Place> = Arc::clone(&self.host) as Arc<dyn Place>;
+                Box::pin(commands::run(context, command, host, reporter))
+            }
+            Some(machine) => Box::pin(run_in_guest(context, command, machine, console_log, reporter)),
+        }
+    }
+
+    /// Ends the worker: what runs is given up so that the master runs it again, and every machine is stopped.
+    async fn stop(mut self, why: &str) -> anyhow::Result<()> {
+        info!("stopping: {why}");
+        self.abandon_commands();
+        // Without a link and a listener the line says goodbye and ends.
+        self.link = None;
+        self.events.close();
+        let ending = async {
+            let commands = async { while self.tasks.join_next().await.is_some() {} };
+            if tokio::time::timeout(COMMANDS_END, commands).await.is_err() {
+                warn!("commands did not end in time");
+            }
+            if !self.line.is_finished() {
+                let _ = tokio::time::timeout(Duration::from_secs(2), &mut self.line).await;
+            }
+            self.pool.close(self.config.pool.shutdown_timeout + MACHINES_END).await;
+        };
+        tokio::select! {
+            () = ending => info!("stopped"),
+            why = self.signals.next() => warn!("stopped at once: {why} again"),
+        }
+        Ok(())
+    }
+}
+
+async fn run_in_guest(
+    context: Context,
+    mut command: Command,
+    machine: Arc<Machine>,
+    console_log: Option<String>,
+    reporter: Reporter,
+) {
+    let basedir = context.basedir.clone();
+    command.map_paths(|path| guest_path(&context.resolve(path), &basedir, &machine.image.guest_basedir));
+    let console = console_log.map(|name| reporter.log_writer(name));
+    let guest: Arc<dyn Place> = Arc::new(Guest::new(Arc::clone(&machine)));
+    let work = commands::run(context, command, guest, reporter);
+    match console {
+        Some(log) => commands::vm::beside(work, &machine, log).await,
+        None => work.await,
+    }
+}
+
+fn is_about_arguments(error: &protocol::ArgumentError) -> bool {
+    !matches!(error, protocol::ArgumentError::UnknownCommand { .. })
+}
+
+fn home(environment: &[(OsString, OsString)]) -> PathBuf {
+    environment.iter().find(|(name, _)| name == "HOME").map_or_else(|| PathBuf::from("/"), |(_, home)| home.into())
+}
+
+/// The signals that stop the worker.
+struct StopSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl StopSignals {
+    fn new() -> std::io::Result<Self> {
+        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// The next one. Cancel-safe.
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! What the worker says of itself when the master asks (worker info, Buildbot 4.3.0).
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::Path;
+
+use protocol::command::COMMANDS;
+use protocol::{Value, WorkerInfo};
+
+use crate::config::Config;
+
+/// The version of Buildbot's worker that this one stands in for.
+const BUILDBOT_VERSION: &str = "4.3.0";
+
+/// The largest file of `info/` that is passed on, in bytes.
+const MAX_INFO_FILE: u64 = 64 * 1024;
+
+/// Words that make an environment variable's name look like that of a secret.
+const SECRET_WORDS: [&str; 7] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE_KEY", "API_KEY"];
+
+/// Variables that concern this process alone.
+const OWN_VARIABLES: [&str; 9] = [
+    "CREDENTIALS_DIRECTORY",
+    "INVOCATION_ID",
+    "JOURNAL_STREAM",
+    "LISTEN_FDNAMES",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
+/// The state of the pool, which changes from one question to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct PoolState {
+    /// How many machines may run at a time.
+    pub slots: u16,
+    /// How many more could be started now.
+    pub free: u16,
+    /// What the worker does: `running` or `stopping`.
+    pub state: &'static str,
+}
+
+/// Everything the master may know. Files are read anew, so that a changed `info/host` shows after a reconnect.
+pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)], pool: PoolState) -> WorkerInfo {
+    let mut info = directory_info(&config.worker.basedir.join("info"));
+    info.extend(os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default()));
+    let environment = environment
+        .iter()
+        .filter_map(|(name, value)| Some((name.to_str()?.to_owned(), Value::from(value.to_str()?))))
+        .filter(|(name, _)| !looks_secret(name))
+        .collect();
+    let commands = COMMANDS.iter().map(|(name, version)| ((*name).to_owned(), Value::from(*version))).collect();
+    let basedir = config.worker.basedir.to_string_lossy().into_owned();
+    let images = config.images.keys().map(|name| Value::from(name.as_str())).collect();
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let own = [
+        ("environ", Value::Map(environment)),
+        ("system", "posix".into()),
+        ("basedir", basedir.into()),
+        ("numcpus", Value::Int(i64::try_from(processors).unwrap_or(i64::MAX))),
+        ("version", BUILDBOT_VERSION.into()),
+        ("worker_commands", Value::Map(commands)),
+        ("delete_leftover_dirs", config.worker.delete_leftover_dirs.into()),
+        ("kvm_worker_version", env!("CARGO_PKG_VERSION").into()),
+        ("vm_images", Value::List(images)),
+        ("vm_slots", i64::from(pool.slots).into()),
+        ("vm_free", i64::from(pool.free).into()),
+        ("vm_state", pool.state.into()),
+    ];
+    // A file in info/ must not stand in for what the master computes with.
+    info.retain(|(key, _)| own.iter().all(|(name, _)| name != key));
+    info.extend(own.map(|(name, value)| (name.to_owned(), value)));
+    WorkerInfo(info)
+}
+
+/// The worker's environment as builds get it: without what concerns only this process.
+pub(crate) fn environment() -> Vec<(OsString, OsString)> {
+    std::env::vars_os().filter(|(name, _)| !OWN_VARIABLES.iter().any(|own| name == OsStr::new(own))).collect()
+}
+
+fn looks_secret(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    SECRET_WORDS.iter().any(|word| name.contains(word))
+}
+
+/// The text of each file in `info/`, under the file's name.
+fn directory_info(directory: &Path) -> Vec<(String, Value)> {
+    let mut info: Vec<_> = fs::read_dir(directory)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_INFO_FILE))
+        .filter_map(|entry| {
+            let name = entry.file_name().into_string().ok()?;
+            let text = fs::read(entry.path()).ok()?;
+            Some((name, Value::from(String::from_utf8_lossy(&text).into_owned())))
+        })
+        .collect();
+    info.sort_by(|(a, _), (b, _)| a.cmp(b));
+    info
+}
+
+/// `NAME="Debian"` becomes `os_name`, and so on (os-release(5)); empty values are left out.
+fn os_release(text: &str) -> Vec<(String, Value)> {
+    text.lines()
+        .filter_map(|line| {
+            let (key, value) = line.trim().split_once('=')?;
+            let value = value.trim_matches('"');
+            let plain = !key.is_empty() && key.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            (plain && !value.is_empty()).then(|| (format!("os_{}", key.to_ascii_lowercase()), Value::from(value)))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn os_release_becomes_keys() {
+        let text = "PRETTY_NAME=\"Debian GNU/Linux 12\"\n# comment=1\nID=debian\nEMPTY=\"\"\nnonsense\n";
+        let expected =
+            [("os_pretty_name", "Debian GNU/Linux 12"), ("os_id", "debian")].map(|(k, v)| (k.to_owned(), v.into()));
+        assert_eq!(os_release(text), expected);
+    }
+
+    #[test]
+    fn files_of_info_are_passed_on_as_text() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("admin"), "me <me@example.org>\n").unwrap();
+        fs::write(directory.path().join("host"), b"caf\xe9").unwrap();
+        fs::create_dir(directory.path().join("subdirectory")).unwrap();
+        let expected = [("admin", "me <me@example.org>\n"), ("host", "caf\u{fffd}")];
+        assert_eq!(directory_info(directory.path()), expected.map(|(k, v)| (k.to_owned(), v.into())));
+        assert_eq!(directory_info(&directory.path().join("absent")), []);
+    }
+
+    #[test]
+    fn secrets_are_told_by_their_names() {
+        let check = |name: &str, expected: bool| assert_eq!(looks_secret(name), expected, "{name}");
+        check("PATH", false);
+        check("SSH_AUTH_SOCK", false);
+        check("AWS_SECRET_ACCESS_KEY", true);
+        check("github_token", true);
+        check("PGPASSWORD", true);
+    }
+}

@@ -1,0 +1,168 @@
+//! One attempt to reach the master: TCP, TLS if asked for, and the WebSocket handshake with its login.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+use protocol::msgpack::MAX_MESSAGE_SIZE;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, USER_AGENT};
+use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, error::Error as WsError};
+
+use crate::config::{MasterAddress, Password, Scheme};
+
+/// A byte stream to the master.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
+
+/// A WebSocket to the master.
+pub(super) type Socket = WebSocketStream<Box<dyn Stream>>;
+
+/// Why the master was not reached. Each text ends in a remedy where there is one.
+#[derive(Debug, Error)]
+pub(super) enum ConnectError {
+    #[error("connect to {authority}: {source}; is the master running, and is this its msgpack_experimental_v7 port?")]
+    Tcp { authority: String, source: io::Error },
+    #[error("nothing answered at {authority} within {} s; check the address and any firewall between", .timeout.as_secs())]
+    Timeout { authority: String, timeout: Duration },
+    #[error(
+        "TLS with {authority}: {source}; if the master's certificate is private, give its authority in worker.ca_file"
+    )]
+    Tls { authority: String, source: io::Error },
+    #[error("read the certificates of worker.ca_file {}: {reason}", .file.display())]
+    CaFile { file: PathBuf, reason: String },
+    #[error(
+        "the master at {authority} refused the login of worker '{name}': no worker of that name in its configuration, \
+         or another password"
+    )]
+    Login { authority: String, name: String },
+    #[error(
+        "{authority} does not speak Buildbot's WebSocket protocol ({reason}); is this the port of msgpack_experimental_v7?"
+    )]
+    Handshake { authority: String, reason: String },
+}
+
+/// Connects and logs in, within `timeout` for all of it.
+pub(super) async fn connect(
+    master: &MasterAddress,
+    ca_file: Option<&Path>,
+    name: &str,
+    password: &Password,
+    timeout: Duration,
+) -> Result<Socket, ConnectError> {
+    let attempt = async {
+        let stream = tcp(master).await?;
+        let stream: Box<dyn Stream> = match master.scheme {
+            Scheme::Ws => Box::new(stream),
+            Scheme::Wss => Box::new(tls(master, ca_file, stream).await?),
+        };
+        handshake(master, name, password, stream).await
+    };
+    tokio::time::timeout(timeout, attempt)
+        .await
+        .unwrap_or_else(|_| Err(ConnectError::Timeout { authority: master.authority(), timeout }))
+}
+
+async fn tcp(master: &MasterAddress) -> Result<TcpStream, ConnectError> {
+    let failed = |source| ConnectError::Tcp { authority: master.authority(), source };
+    let stream = TcpStream::connect((master.host.as_str(), master.port)).await.map_err(failed)?;
+    stream.set_nodelay(true).map_err(failed)?;
+    Ok(stream)
+}
+
+async fn tls(
+    master: &MasterAddress,
+    ca_file: Option<&Path>,
+    stream: TcpStream,
+) -> Result<impl Stream + use<>, ConnectError> {
+    let failed = |source| ConnectError::Tls { authority: master.authority(), source };
+    let roots = match ca_file {
+        Some(file) => roots_from(file)?,
+        None => system_roots().map_err(failed)?,
+    };
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(io::Error::other(error)))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let server = ServerName::try_from(master.host.clone()).map_err(|error| failed(io::Error::other(error)))?;
+    TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(failed)
+}
+
+fn roots_from(file: &Path) -> Result<RootCertStore, ConnectError> {
+    let failed = |reason: String| ConnectError::CaFile { file: file.to_owned(), reason };
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| failed(error.to_string()))? {
+        let certificate = certificate.map_err(|error| failed(error.to_string()))?;
+        roots.add(certificate).map_err(|error| failed(error.to_string()))?;
+    }
+    if roots.is_empty() {
+        return Err(failed("there is no PEM certificate in it".to_owned()));
+    }
+    Ok(roots)
+}
+
+fn system_roots() -> io::Result<RootCertStore> {
+    let mut roots = RootCertStore::empty();
+    // The system's store may hold a certificate that rustls does not take; the others still count.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err(io::Error::other("this system has no certificate authorities; install ca-certificates"));
+    }
+    Ok(roots)
+}
+
+async fn handshake(
+    master: &MasterAddress,
+    name: &str,
+    password: &Password,
+    stream: Box<dyn Stream>,
+) -> Result<Socket, ConnectError> {
+    let failed = |reason: String| ConnectError::Handshake { authority: master.authority(), reason };
+    // Inside TLS the request is the same.
+    let url = format!("ws://{}{}", master.authority(), master.path);
+    let mut request = url.into_client_request().map_err(|error| failed(error.to_string()))?;
+    let credentials = BASE64_STANDARD.encode(format!("{name}:{}", password.reveal()));
+    let mut authorization =
+        HeaderValue::try_from(format!("Basic {credentials}")).map_err(|error| failed(error.to_string()))?;
+    authorization.set_sensitive(true);
+    request.headers_mut().insert(AUTHORIZATION, authorization);
+    request
+        .headers_mut()
+        .insert(USER_AGENT, HeaderValue::from_static(concat!("kvm-worker/", env!("CARGO_PKG_VERSION"))));
+    let limits =
+        WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE_SIZE)).max_frame_size(Some(MAX_MESSAGE_SIZE));
+    match tokio_tungstenite::client_async_with_config(request, stream, Some(limits)).await {
+        Ok((socket, _)) => Ok(socket),
+        Err(WsError::Http(response)) if response.status() == StatusCode::UNAUTHORIZED => {
+            Err(ConnectError::Login { authority: master.authority(), name: name.to_owned() })
+        }
+        Err(WsError::Http(response)) => Err(failed(format!("it answered {}", response.status()))),
+        Err(error) => Err(failed(describe(&error))),
+    }
+}
+
+/// What went wrong on a WebSocket, for people.
+pub(super) fn describe(error: &tungstenite::Error) -> String {
+    match error {
+        WsError::ConnectionClosed | WsError::AlreadyClosed => "it closed the connection".to_owned(),
+        WsError::Io(error) => error.to_string(),
+        WsError::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
+            "it cut the connection".to_owned()
+        }
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,259 @@
+//! One machine in a slot: its QEMU, the ssh session with its guest, and who uses it.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use protocol::Value;
+use protocol::command::{Mode, Name};
+use qemu::{Patience, Rung, Shutdown};
+use ssh::Session;
+use tokio::sync::watch;
+use tracing::error;
+
+use crate::config::{DiskFormat, Image};
+
+/// Which builder a machine belongs to, and what the builder calls it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Owner {
+    pub builder: String,
+    pub vm: Name,
+}
+
+/// What is known of a machine from its start on.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Facts {
+    pub owner: Owner,
+    /// The master's number of the build.
+    pub build: Option<u64>,
+    /// Whether the builder's commands run in it unless they say otherwise.
+    pub bind: bool,
+    pub slot: u16,
+    pub ssh_port: u16,
+    pub pid: u32,
+    pub image_name: Name,
+    pub mode: Mode,
+    /// From the request to the guest's first command.
+    pub took: Duration,
+}
+
+/// Whether a machine is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Status {
+    /// Its guest runs.
+    Up,
+    /// It was stopped because somebody asked.
+    Stopped,
+    /// It ended by itself; the reason is a sentence.
+    Died { reason: String },
+}
+
+/// How a machine was stopped.
+#[derive(Debug, Clone)]
+pub(crate) struct Stopped {
+    /// What ended it, such as `powerdown` or `quit`.
+    pub how: String,
+    pub after: Duration,
+}
+
+/// A machine whose guest answers.
+#[derive(Debug)]
+pub(crate) struct Machine {
+    pub facts: Facts,
+    pub image: Arc<Image>,
+    pub session: Session,
+    /// The environment of a command in the guest.
+    pub environment: Vec<(String, String)>,
+    /// Where the console's output goes.
+    pub console_log: PathBuf,
+    vm: qemu::Vm,
+    status: watch::Sender<Status>,
+    stopping: AtomicBool,
+    /// How much of the console has been shown to the master, in bytes.
+    console_shown: AtomicU64,
+    /// What only this machine may use; freed when its QEMU is gone.
+    resources: Mutex<Option<Resources>>,
+}
+
+/// What a machine occupies.
+#[derive(Debug)]
+pub(super) struct Resources {
+    pub lease: super::slots::Lease,
+    pub disk: Option<super::disks::DiskLock>,
+}
+
+impl Machine {
+    pub(super) fn new(
+        facts: Facts,
+        image: Arc<Image>,
+        session: Session,
+        environment: Vec<(String, String)>,
+        vm: qemu::Vm,
+        resources: Resources,
+    ) -> Self {
+        Machine {
+            facts,
+            image,
+            session,
+            environment,
+            console_log: resources.lease.slot().console_log(),
+            vm,
+            status: watch::Sender::new(Status::Up),
+            stopping: AtomicBool::new(false),
+            console_shown: AtomicU64::new(0),
+            resources: Mutex::new(Some(resources)),
+        }
+    }
+
+    /// Whether it is there.
+    pub(crate) fn status(&self) -> Status {
+        self.status.borrow().clone()
+    }
+
+    /// Waits until it is not there any more; says why, as a sentence.
+    pub(crate) async fn gone(&self) -> String {
+        let mut status = self.status.subscribe();
+        let ended = status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone());
+        match ended {
+            Ok(Status::Died { reason }) => reason,
+            _ => format!("vm '{}' was stopped", self.facts.owner.vm),
+        }
+    }
+
+    /// The next part of the console to show begins at this byte.
+    pub(crate) fn console_shown(&self) -> u64 {
+        self.console_shown.load(Ordering::Relaxed)
+    }
+
+    /// Notes how much of the console has been shown.
+    pub(crate) fn set_console_shown(&self, bytes: u64) {
+        self.console_shown.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Waits for QEMU's end, then frees what the machine occupied. The machine's one task.
+    pub(super) async fn watch(&self) -> Status {
+        let exit = self.vm.exited().await;
+        let status = if self.stopping.load(Ordering::Relaxed) {
+            Status::Stopped
+        } else {
+            let console = self.vm.console_tail(2000).unwrap_or_default();
+            let vm = &self.facts.owner.vm;
+            let reason = match console.trim_end() {
+                "" => format!("vm '{vm}' ended by itself: qemu exited with {exit}"),
+                console => {
+                    format!("vm '{vm}' ended by itself: qemu exited with {exit}; its console's last lines:\n{console}")
+                }
+            };
+            Status::Died { reason }
+        };
+        drop(self.resources.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.status.send_replace(status.clone());
+        status
+    }
+
+    /// Stops it: politely if its disk is kept, at once if not. A second call hurries the first.
+    pub(super) async fn stop(&self, patience: Duration) -> Stopped {
+        self.stopping.store(true, Ordering::Relaxed);
+        let shutdown = match self.facts.mode {
+            Mode::Fresh => Shutdown::from(Rung::Quit),
+            Mode::Persistent => Shutdown::by_guest(power_off(self.session.clone(), self.image.shutdown.clone()))
+                .patience(Patience { guest: patience, powerdown: patience, ..Patience::default() }),
+        };
+        let ended = match self.vm.shutdown(shutdown).await {
+            Ok(ended) => ended,
+            Err(stuck) => {
+                // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
+                error!(slot = self.facts.slot, "{stuck}");
+                return Stopped { how: stuck.to_string(), after: Duration::ZERO };
+            }
+        };
+        // Whoever asks for a stop may count on the slot.
+        let mut status = self.status.subscribe();
+        let _ = status.wait_for(|status| *status != Status::Up).await;
+        let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
+        Stopped { how, after: ended.after }
+    }
+
+    /// What the master is told of it (`vm` in the updates of `vm_start` and `vm_info`).
+    pub(crate) fn describe(&self) -> Value {
+        let number = |number: u32| Value::Int(number.into());
+        let state = match self.status() {
+            Status::Up => "running",
+            Status::Stopped => "stopped",
+            Status::Died { .. } => "died",
+        };
+        [
+            ("vm", Value::from(self.facts.owner.vm.as_str())),
+            ("state", state.into()),
+            ("slot", number(self.facts.slot.into())),
+            ("ssh_port", number(self.facts.ssh_port.into())),
+            ("pid", number(self.facts.pid)),
+            ("image", self.facts.image_name.as_str().into()),
+            ("mode", self.facts.mode.as_str().into()),
+            ("generation", number(GENERATION)),
+            ("how", "boot".into()),
+            ("seconds", self.facts.took.as_secs_f64().into()),
+        ]
+        .into_iter()
+        .collect()
+    }
+}
+
+/// Gives the image's shutdown command. The connection may break before it has answered: that is what it is for.
+async fn power_off(session: Session, command: String) -> Result<(), ssh::ExecError> {
+    let mut process = session.exec(ssh::Exec::shell(command)).await?;
+    while let Ok(Some(_)) = process.next().await {}
+    Ok(())
+}
+
+/// The generation of an image's disk as the configuration gives it.
+const GENERATION: u32 = 1;
+
+/// The disk that an image's overlays are made on.
+pub(super) fn base(image: &Image) -> qemu::Base {
+    qemu::Base { file: image.disk.clone(), format: format(image.format) }
+}
+
+fn format(format: DiskFormat) -> qemu::Format {
+    match format {
+        DiskFormat::Qcow2 => qemu::Format::Qcow2,
+        DiskFormat::Raw => qemu::Format::Raw,
+    }
+}
+
+/// What QEMU is to run for an image.
+pub(super) fn description(
+    image: &Image,
+    order: &super::Order,
+    slot: &super::slot::Slot,
+    disk: &Path,
+    accelerator: qemu::Accelerator,
+) -> qemu::Machine {
+    qemu::Machine {
+        name: format!("kvm-worker-{slot}"),
+        machine_type: image.machine.clone(),
+        accelerator,
+        cpu: image.cpu.clone(),
+        cpus: order.cpus.unwrap_or(image.cpus),
+        memory_mib: order.memory_mib.unwrap_or(image.memory_mib),
+        boot: match &image.boot {
+            None => qemu::Boot::Disk,
+            Some(boot) => qemu::Boot::Kernel {
+                kernel: boot.kernel.clone(),
+                initrd: boot.initrd.clone(),
+                append: boot.append.clone(),
+            },
+        },
+        drives: vec![qemu::Drive {
+            file: disk.to_owned(),
+            format: qemu::Format::Qcow2,
+            durability: match order.mode {
+                Mode::Fresh => qemu::Durability::Disposable,
+                Mode::Persistent => qemu::Durability::Kept,
+            },
+        }],
+        network: qemu::Network { host_port: slot.ssh_port(), guest_port: image.ssh_port, outside: qemu::Outside::Open },
+        extra_args: image.qemu_args.clone(),
+    }
+}

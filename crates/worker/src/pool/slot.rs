@@ -1,0 +1,57 @@
+//! A numbered place for one machine.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+/// A place for one machine: its number gives everything that must not be shared between machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Slot {
+    number: u16,
+    ssh_port: u16,
+    directory: PathBuf,
+}
+
+impl Slot {
+    /// The slot of this number; its directory is below `slots`.
+    pub(crate) fn new(number: u16, ssh_port_base: u16, slots: &Path) -> Self {
+        Slot { number, ssh_port: ssh_port_base.saturating_add(number), directory: slots.join(number.to_string()) }
+    }
+
+    /// Counted from 0.
+    pub(crate) fn number(&self) -> u16 {
+        self.number
+    }
+
+    /// The port of 127.0.0.1 that leads to the guest's ssh.
+    pub(crate) fn ssh_port(&self) -> u16 {
+        self.ssh_port
+    }
+
+    /// What holds all the slot's files; it exists only while the slot is in use.
+    pub(crate) fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    pub(crate) fn pid_file(&self) -> PathBuf {
+        self.directory.join("qemu.pid")
+    }
+
+    pub(crate) fn qmp_socket(&self) -> PathBuf {
+        self.directory.join("qmp.sock")
+    }
+
+    pub(crate) fn console_log(&self) -> PathBuf {
+        self.directory.join("console.log")
+    }
+
+    /// The disk of a machine that is thrown away.
+    pub(crate) fn overlay(&self) -> PathBuf {
+        self.directory.join("overlay.qcow2")
+    }
+}
+
+impl fmt::Display for Slot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.number.fmt(f)
+    }
+}
