@@ -173,7 +173,7 @@ async fn conclude(reporter: &Reporter, transferred: Result<(), Stopped>) -> Resu
 
 /// Asks the master, and does not wait for its answer once the command is interrupted.
 async fn ask(context: &Context, call: Call) -> Result<Value, Stopped> {
-    let answer = context.link.ask_ahead(call).await?;
+    let answer = context.link.ask(call).await?;
     tokio::select! {
         biased;
         answered = answer.get() => Ok(answered?),
@@ -255,7 +255,7 @@ impl Blocks<'_> {
                 {
                     first.get().await?;
                 }
-                unanswered.push_back(self.context.link.ask_ahead(call(block)).await?);
+                unanswered.push_back(self.context.link.ask(call(block)).await?);
             }
             for answer in unanswered {
                 answer.get().await?;
@@ -320,7 +320,7 @@ async fn fetch(
             let length = shortest(download.blocksize, left);
             left = left.map(|left| left - length as u64);
             let call = Call::Read { command_id: context.command_id.clone(), length };
-            asked.push_back((length, context.link.ask_ahead(call).await?));
+            asked.push_back((length, context.link.ask(call).await?));
         }
         let Some((length, answer)) = asked.pop_front() else { return Ok(End::OfSpace) };
         let block = data(answer.get().await?, length)

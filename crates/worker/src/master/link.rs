@@ -64,13 +64,8 @@ impl MasterLink {
         self.calls.send(Outgoing { call, answer: None }).await.map_err(|_| LineLost)
     }
 
-    /// Says something and waits for the master's answer.
-    pub(crate) async fn ask(&self, call: Call) -> Result<Value, AskError> {
-        self.ask_ahead(call).await?.get().await
-    }
-
     /// Says something and returns the answer to come, so that more can be said meanwhile.
-    pub(crate) async fn ask_ahead(&self, call: Call) -> Result<Answer, LineLost> {
+    pub(crate) async fn ask(&self, call: Call) -> Result<Answer, LineLost> {
         let (answer, answered) = oneshot::channel();
         self.calls.send(Outgoing { call, answer: Some(answer) }).await.map_err(|_| LineLost)?;
         Ok(Answer(answered))
