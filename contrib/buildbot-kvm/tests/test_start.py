@@ -184,14 +184,14 @@ class NotStarting(StepCase):
         expected.behavior(lambda _: step.interrupt("not wanted any more"))
         self.expect_commands(failed(expected, "vm_lost", "killed"))
         self.interrupt_nth_remote_command(0)
-        self.expect_outcome(result=CANCELLED)
+        self.expect_outcome(result=CANCELLED, state_string="starting VM debian-build (cancelled)")
         yield self.run_step()
 
     @defer.inlineCallbacks
     def test_lost_connection_is_tried_again(self) -> Any:
         self.prepare(StartVM("debian-build"))
         self.expect_commands(vm_start().error(error.ConnectionLost()))
-        self.expect_outcome(result=RETRY)
+        self.expect_outcome(result=RETRY, state_string="starting VM debian-build (retry)")
         yield self.run_step()
 
     @defer.inlineCallbacks

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.remotecommand import RemoteCommand
+from buildbot.process.results import statusToString
 from twisted.internet import defer
 
 from buildbot_kvm.failures import VMError, one_sentence
@@ -68,8 +69,10 @@ class VMCommand(VMMixin, _Command):
 
     def getResultSummary(self) -> Any:
         """Say what was done, in the words of the configuration if it has some."""
-        if self._vm_error or self._done is None or self.descriptionDone or self.description:
+        if self._vm_error or self.descriptionDone or self.description:
             return super().getResultSummary()
+        if self._done is None:
+            return self.summary(f"{self.doing()} ({statusToString(self.results)})")
         return self.summary(self._done)
 
 
