@@ -183,4 +183,7 @@ def run_tool(name: str, *arguments: str) -> str:
 
 
 def buildbot_version() -> str:
-    return importlib.metadata.version("buildbot")
+    try:
+        return importlib.metadata.version("buildbot")
+    except importlib.metadata.PackageNotFoundError:
+        raise Problem("this Python has no Buildbot: scripts/setup venv makes one that has") from None
