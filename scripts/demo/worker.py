@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from events import Event, Events, Told
 from lock import Lock
 from master import Master
@@ -32,6 +34,7 @@ class Worker:
         """Start it, and wait until the master says that it is connected."""
         self._look_for_parts()
         self._paths.worker.mkdir(exist_ok=True)
+        self._forget_disks_of_an_old_guest()
         self._program.start(
             [str(self._paths.program), "run", "--config", str(self._paths.examples / "kvm-worker.toml")],
             cwd=self._paths.demo,
@@ -67,6 +70,15 @@ class Worker:
             keys[table + "KEY"] = images / "id_ed25519"
             keys[table + "HOST_KEY"] = " ".join(images.joinpath("host_key.pub").read_text().split()[:2])
         return {f"KVM_WORKER__{key}": str(value) for key, value in keys.items()}
+
+    def _forget_disks_of_an_old_guest(self) -> None:
+        """Remove the machines' disks if the guest was made anew: they are overlays on the old one, and no good."""
+        guest = self._paths.images.joinpath("debian-build.qcow2").stat()
+        made_for = f"{guest.st_size} {guest.st_mtime_ns}\n"
+        marker = self._paths.demo / "disks-made-for"
+        if not marker.exists() or marker.read_text() != made_for:
+            shutil.rmtree(self._paths.disks, ignore_errors=True)
+            marker.write_text(made_for)
 
     def _is_connected(self, event: Event) -> bool:
         self._program.must_run(event)
