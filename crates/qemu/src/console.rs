@@ -121,7 +121,7 @@ mod tests {
         check(10, "");
         std::fs::write(&path, b"first\r\nsecond \xff\r\nthird\r\n").expect("written");
         check(100, "first\nsecond \u{fffd}\nthird\n");
-        check(23, "first\nsecond \u{fffd}\nthird\n");
+        check(24, "first\nsecond \u{fffd}\nthird\n");
         check(20, "second \u{fffd}\nthird\n");
         check(3, "d\n");
         check(0, "");

@@ -79,7 +79,7 @@ pub enum DiskError {
         source: io::Error,
     },
     /// The image has another format than it was said to have.
-    #[error("disk image {} is {found}, not {said}; correct the image's `format`", file.display())]
+    #[error("disk image {} is {found}; correct the image's `format`, which says {said}", file.display())]
     WrongFormat {
         /// The image.
         file: PathBuf,
@@ -132,45 +132,53 @@ impl Qemu {
     /// Makes an empty qcow2 overlay on a base. A file that is already there is replaced. The overlay is complete when it
     /// appears; a failure leaves nothing behind.
     pub async fn create_overlay(&self, base: &Base, overlay: &Path) -> Result<(), DiskError> {
-        check(base)?;
-        let file = || overlay.to_owned();
         // A relative name in an overlay would be taken from where the overlay is.
-        let base_file = std::path::absolute(&base.file)
-            .map_err(|source| DiskError::Unreadable { file: base.file.clone(), source })?;
-        let unfinished = Unfinished::beside(overlay);
+        let file = absolute(&base.file)?;
+        let first = first_bytes(file.clone()).await?;
+        check(&Base { file: file.clone(), format: base.format }, &first)?;
+        let unfinished = Unfinished::beside(&absolute(overlay)?);
         let command = tool(self.img())
             .args(["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"])
-            .args([base_file.as_path(), &unfinished.path])
+            .args([&file, &unfinished.path])
             .umask(0o077);
-        let output = command.output(&LIMITS).await;
-        let done = output.and_then(Output::into_success);
-        done.map_err(|source| failure("create overlay", file(), source))?;
-        std::fs::rename(&unfinished.path, overlay).map_err(|source| DiskError::Place { file: file(), source })
+        let done = command.output(&LIMITS).await.and_then(Output::into_success);
+        done.map_err(|source| failure("create overlay", overlay.to_owned(), source))?;
+        let place = std::fs::rename(&unfinished.path, overlay);
+        place.map_err(|source| DiskError::Place { file: overlay.to_owned(), source })
     }
 
     /// Asks what a disk is. Also works while a machine uses it.
     pub async fn disk(&self, file: &Path) -> Result<Disk, DiskError> {
-        let path =
-            std::path::absolute(file).map_err(|source| DiskError::Unreadable { file: file.to_owned(), source })?;
-        File::open(&path).map_err(|source| DiskError::Unreadable { file: path.clone(), source })?;
-        let command = tool(self.img()).args(["info", "--force-share", "--output=json"]).arg(&path);
-        let output = command.output(&LIMITS).await;
-        let answer = match output.and_then(Output::into_success) {
-            Ok(answer) => answer,
-            Err(source) => return Err(failure("examine disk", path, source)),
-        };
-        serde_json::from_slice(&answer).map_err(|source| DiskError::Answer { file: path, source })
+        let file = absolute(file)?;
+        first_bytes(file.clone()).await?;
+        let command = tool(self.img()).args(["info", "--force-share", "--output=json"]).arg(&file);
+        match command.output(&LIMITS).await.and_then(Output::into_success) {
+            Ok(answer) => serde_json::from_slice(&answer).map_err(|source| DiskError::Answer { file, source }),
+            Err(source) => Err(failure("examine disk", file, source)),
+        }
     }
 }
 
+fn absolute(file: &Path) -> Result<PathBuf, DiskError> {
+    std::path::absolute(file).map_err(|source| DiskError::Unreadable { file: file.to_owned(), source })
+}
+
+/// Reads up to four bytes, away from the runtime: images may lie on a network mount.
+async fn first_bytes(file: PathBuf) -> Result<Vec<u8>, DiskError> {
+    let path = file.clone();
+    let read = move || {
+        let mut bytes = Vec::new();
+        File::open(path)?.take(4).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let done = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));
+    done.map_err(|source| DiskError::Unreadable { file, source })
+}
+
 /// Sees for itself whether a base is what it is said to be: for a raw one qemu-img takes everything.
-fn check(base: &Base) -> Result<(), DiskError> {
-    let mut magic = Vec::new();
-    File::open(&base.file)
-        .and_then(|file| file.take(4).read_to_end(&mut magic))
-        .map_err(|source| DiskError::Unreadable { file: base.file.clone(), source })?;
+fn check(base: &Base, first: &[u8]) -> Result<(), DiskError> {
     let wrong = |found| Err(DiskError::WrongFormat { file: base.file.clone(), said: base.format, found });
-    match (base.format, magic == QCOW2_MAGIC) {
+    match (base.format, first == QCOW2_MAGIC) {
         (Format::Qcow2, false) => wrong("not a qcow2 image"),
         (Format::Raw, true) => wrong("a qcow2 image"),
         (Format::Qcow2, true) | (Format::Raw, false) => Ok(()),
@@ -195,7 +203,7 @@ impl Unfinished {
     fn beside(path: &Path) -> Self {
         let mut name = path.file_name().unwrap_or_default().to_owned();
         name.push(".new");
-        Unfinished { path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()).with_file_name(name) }
+        Unfinished { path: path.with_file_name(name) }
     }
 }
 

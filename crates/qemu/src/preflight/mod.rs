@@ -28,6 +28,12 @@ const DEADLINE: Duration = Duration::from_secs(10);
 /// QEMU's words when KVM gives up on a guest, which it then keeps stopped (accel/kvm/kvm-all.c, 7.2 to 10.0).
 const INTERNAL_ERROR: &str = "KVM internal error";
 
+/// The commonest reason for it, a few lines further on.
+const EMULATION_FAILURE: &str = "emulation failure";
+
+/// How long the reason is waited for once there is known to be one.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// Runs the guest.
 pub(crate) async fn run(qemu: &Qemu, accelerator: Accelerator) -> Verdict {
     match attempt(qemu, accelerator).await {
@@ -44,7 +50,7 @@ async fn attempt(qemu: &Qemu, accelerator: Accelerator) -> Result<Verdict, Strin
         .inherit_fd(disk)
         .dies_with_parent();
     let child = command.spawn().await.map_err(|error| error.to_string())?;
-    Ok(watch(child).await)
+    Ok(watch(child, DEADLINE).await)
 }
 
 /// A disk without a place in the file system, with the guest on its first sector.
@@ -68,15 +74,19 @@ fn arguments(accelerator: Accelerator, disk: i32) -> Vec<OsString> {
     fixed.split(' ').chain(list).chain(disk).map(OsString::from).collect()
 }
 
-async fn watch(mut child: Child) -> Verdict {
-    let ends = Instant::now() + DEADLINE;
+async fn watch(mut child: Child, deadline: Duration) -> Verdict {
+    let mut ends = Instant::now() + deadline;
     let mut stderr = Tail::new(4096);
     let why = loop {
         match timeout_at(ends, child.next_event()).await {
             Ok(Some(Event::Stderr(bytes))) => {
                 stderr.push(&bytes);
-                if stderr.text().contains(INTERNAL_ERROR) {
-                    break internal_error(&stderr.text());
+                let text = stderr.text();
+                if text.contains(EMULATION_FAILURE) {
+                    break format!("{INTERNAL_ERROR}: {EMULATION_FAILURE}");
+                }
+                if text.contains(INTERNAL_ERROR) {
+                    ends = ends.min(Instant::now() + LAST_WORDS);
                 }
             }
             Ok(Some(Event::Finished(finish))) => match finish.status {
@@ -86,7 +96,8 @@ async fn watch(mut child: Child) -> Verdict {
             },
             Ok(Some(_)) => {}
             Ok(None) => break "qemu is gone".to_owned(),
-            Err(_) => break format!("the guest did nothing for {} s", DEADLINE.as_secs()),
+            Err(_) if stderr.text().contains(INTERNAL_ERROR) => break INTERNAL_ERROR.to_owned(),
+            Err(_) => break format!("the guest was not done within {} s", deadline.as_secs_f32()),
         }
     };
     end(child).await;
@@ -101,10 +112,57 @@ async fn end(mut child: Child) {
     }
 }
 
-/// QEMU prints the reason on a line of its own, between many others.
-fn internal_error(stderr: &str) -> String {
-    match stderr.contains("emulation failure") {
-        true => format!("{INTERNAL_ERROR}: emulation failure"),
-        false => INTERNAL_ERROR.to_owned(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn qemu() -> Qemu {
+        Qemu::probe("qemu-system-x86_64", "qemu-img").await.expect("QEMU is installed: scripts/setup packages")
+    }
+
+    #[tokio::test]
+    async fn the_guest_gets_to_its_end_where_guests_do() {
+        assert_eq!(run(&qemu().await, Accelerator::Tcg).await, Verdict::Works);
+    }
+
+    /// What is made of a QEMU that behaves like this script.
+    async fn check(script: &str, expected: Result<(), &str>) {
+        let command = process::Command::new("/bin/sh").args(["-c", script]).env("PATH", "/usr/bin:/bin");
+        let verdict = watch(command.spawn().await.expect("the shell is there"), DEADLINE).await;
+        let expected = match expected {
+            Ok(()) => Verdict::Works,
+            Err(why) => Verdict::Fails { why: why.to_owned() },
+        };
+        assert_eq!(verdict, expected);
+    }
+
+    #[tokio::test]
+    async fn only_the_guests_own_exit_code_counts() {
+        check("exit 33", Ok(())).await;
+        check("exit 0", Err("the guest crashed")).await;
+        check("exit 255", Err("qemu exited with code 255: ")).await;
+        check("echo no kvm >&2; exit 1", Err("qemu exited with code 1: no kvm")).await;
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_kvm_gave_up_on_is_not_waited_for() {
+        let stopped = "echo 'KVM internal error. Suberror: 1'; echo 'emulation failure'; exec sleep 1000";
+        check(&format!("({stopped}) >&2"), Err("KVM internal error: emulation failure")).await;
+    }
+
+    #[tokio::test]
+    async fn a_reason_qemu_does_not_give_is_not_waited_for_long() {
+        check("echo 'KVM internal error. Suberror: 3' >&2; exec sleep 1000", Err("KVM internal error")).await;
+    }
+
+    #[tokio::test]
+    async fn a_sector_of_nothing_does_not_pass() {
+        // The firmware finds nothing to boot, and stays there: the deadline has to end it.
+        let mut empty = File::from(memfd_create("empty", MemfdFlags::CLOEXEC).expect("a file in memory"));
+        empty.write_all(&[0; 1 << 20]).expect("written");
+        let arguments = arguments(Accelerator::Tcg, empty.as_raw_fd());
+        let command = tool(qemu().await.system()).args(arguments).inherit_fd(empty.into());
+        let verdict = watch(command.spawn().await.expect("QEMU is installed"), Duration::from_millis(500)).await;
+        assert_eq!(verdict, Verdict::Fails { why: "the guest was not done within 0.5 s".to_owned() });
     }
 }

@@ -1,0 +1,158 @@
+//! The QMP client against a server that does as it is told.
+
+use std::time::Duration;
+
+use qemu::qmp::{Event, Qmp, ShutdownCause};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::time::timeout;
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// Our side of the connection, in QEMU's place.
+struct Server {
+    requests: Lines<BufReader<OwnedReadHalf>>,
+    output: OwnedWriteHalf,
+}
+
+impl Server {
+    async fn send(&mut self, text: &str) {
+        self.output.write_all(text.as_bytes()).await.expect("the client reads");
+    }
+
+    async fn request(&mut self) -> Value {
+        let line = timeout(DEADLINE, self.requests.next_line()).await.expect("in time").expect("readable");
+        serde_json::from_str(&line.expect("the client is there")).expect("JSON")
+    }
+
+    async fn answer(&mut self, request: &Value, value: Value) {
+        self.send(&format!("{}\r\n", json!({ "return": value, "id": request["id"] }))).await;
+    }
+}
+
+/// Connects a client after the handshake, which may be preceded by this.
+async fn connected(before: &str) -> (Qmp, Server) {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    let (input, output) = theirs.into_split();
+    let mut server = Server { requests: BufReader::new(input).lines(), output };
+    let serve = async {
+        server.send(before).await;
+        server.send("{\"QMP\": {\"version\": {}, \"capabilities\": []}}\r\n").await;
+        let request = server.request().await;
+        assert_eq!(request["execute"], "qmp_capabilities");
+        server.answer(&request, json!({})).await;
+    };
+    let (qmp, ()) = tokio::join!(Qmp::over(ours), serve);
+    (qmp.expect("the handshake succeeds"), server)
+}
+
+#[tokio::test]
+async fn answers_find_those_who_asked_whatever_their_order() {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        let (first, second) = (server.request().await, server.request().await);
+        assert_eq!((&first["execute"], &first["arguments"]), (&json!("one"), &json!({"a": 1})));
+        server.answer(&second, json!("second")).await;
+        server.send("{\"event\": \"STOP\"}\n").await;
+        server.answer(&first, json!("first")).await;
+    };
+    let (one, two, ()) = tokio::join!(qmp.execute("one", json!({"a": 1})), qmp.execute("two", json!({})), serve);
+    assert_eq!((one.expect("answered"), two.expect("answered")), (json!("first"), json!("second")));
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_goes_to_nobody() {
+    let (qmp, mut server) = connected("").await;
+    let error = qmp.execute_within("slow", json!({}), Duration::ZERO).await.expect_err("nobody answered");
+    assert_eq!(error.to_string(), "qemu did not answer slow within 0 s");
+    let serve = async {
+        let mut request = server.request().await;
+        if request["execute"] == "slow" {
+            server.answer(&request, json!("late")).await;
+            request = server.request().await;
+        }
+        server.answer(&request, json!("prompt")).await;
+    };
+    let (answer, ()) = tokio::join!(qmp.execute("next", json!({})), serve);
+    assert_eq!(answer.expect("answered"), json!("prompt"));
+}
+
+#[tokio::test]
+async fn what_it_does_not_understand_does_it_no_harm() {
+    let (qmp, mut server) = connected("banner of a wrapper\n{\"event\": \"EARLY\"}\n").await;
+    let mut events = qmp.events();
+    let serve = async {
+        let request = server.request().await;
+        server
+            .send(
+                "no json\r\n[]\n\n{\"news\": true}\n{\"return\": 1, \"id\": 4711}\n{\"return\": 1}\n{\"id\": \"x\"}\n",
+            )
+            .await;
+        server.send("{\"event\": \"NEW_EVENT\", \"data\": {\"x\": 1}}\n").await;
+        server.answer(&request, json!(true)).await;
+    };
+    let (answer, ()) = tokio::join!(qmp.execute("ask", json!({})), serve);
+    assert_eq!(answer.expect("answered"), json!(true));
+    let other = Event::Other { name: "NEW_EVENT".to_owned(), data: json!({"x": 1}) };
+    assert_eq!(events.recv().await, Ok(other));
+}
+
+#[tokio::test]
+async fn a_refusal_is_told_with_qemus_reason() {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        let request = server.request().await;
+        let error = json!({ "error": { "class": "GenericError", "desc": "not now" }, "id": request["id"] });
+        server.send(&format!("{error}\n")).await;
+    };
+    let (answer, ()) = tokio::join!(qmp.execute("migrate", json!({})), serve);
+    assert_eq!(answer.expect_err("refused").to_string(), "qemu refused migrate: not now");
+}
+
+#[tokio::test]
+async fn a_closed_connection_ends_all_waiting_and_keeps_the_reason() {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        server.request().await;
+        server.send("{\"event\": \"SHUTDOWN\", \"data\": {\"guest\": true, \"reason\": \"guest-panic\"}}\n").await;
+        drop(server);
+    };
+    let (answer, ()) = tokio::join!(qmp.execute("ask", json!({})), serve);
+    assert_eq!(answer.expect_err("closed").to_string(), "the connection to qemu's monitor is closed");
+    let cause = ShutdownCause { guest: true, reason: "guest-panic".to_owned() };
+    assert_eq!(timeout(DEADLINE, qmp.closed()).await, Ok(Some(cause)));
+    let error = qmp.execute("ask", json!({})).await.expect_err("closed");
+    assert_eq!(error.to_string(), "the connection to qemu's monitor is closed");
+}
+
+#[tokio::test]
+async fn quitting_succeeds_even_if_qemu_is_gone_before_it_answers() {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        assert_eq!(server.request().await["execute"], "quit");
+        drop(server);
+    };
+    let (quit, ()) = tokio::join!(qmp.quit(), serve);
+    quit.expect("it has quit");
+}
+
+#[tokio::test]
+async fn a_line_without_end_closes_the_connection() {
+    let (qmp, mut server) = connected("").await;
+    let flood = async {
+        // The client may close before it has read all of this.
+        let _ = server.output.write_all(&vec![b'x'; 5 << 20]).await;
+    };
+    let (cause, ()) = timeout(DEADLINE, async { tokio::join!(qmp.closed(), flood) }).await.expect("it closes");
+    assert_eq!(cause, None);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_up_during_the_handshake_is_an_error() {
+    let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+    drop(theirs);
+    let error = Qmp::over(ours).await.expect_err("nobody is there");
+    assert_eq!(error.to_string(), "the connection to qemu's monitor is closed");
+}
