@@ -190,7 +190,6 @@ impl Daemon {
         let context = Context {
             command_id: command_id.clone(),
             link: link.clone(),
-            settings: Arc::clone(&self.settings),
             basedir: self.config.worker.basedir.clone(),
             builder_dir: self.config.worker.basedir.clone(),
             interrupt,

@@ -1,7 +1,6 @@
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use protocol::{CommandId, Settings};
+use protocol::CommandId;
 
 use super::Interrupt;
 use crate::master::MasterLink;
@@ -13,8 +12,6 @@ pub(crate) struct Context {
     pub command_id: CommandId,
     /// The line it was started on.
     pub link: MasterLink,
-    /// How the master wants output, as of the command's start.
-    pub settings: Arc<Settings>,
     /// The worker's base directory.
     pub basedir: PathBuf,
     /// What the command's relative paths refer to: the builder's directory, or `basedir` if it belongs to no builder.

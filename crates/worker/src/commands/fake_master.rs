@@ -1,7 +1,6 @@
 //! A master for the tests of commands: it answers, and writes down what it is told.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use protocol::{Call, CommandId, Settings, Stream, Update, Value};
 use tokio::sync::mpsc;
@@ -83,14 +82,7 @@ impl Stage {
 
     fn context_of(&self, link: MasterLink, interrupt: Interrupt) -> Context {
         let root = self.root.path().to_owned();
-        Context {
-            command_id: CommandId("7".to_owned()),
-            link,
-            settings: Arc::new(Settings::default()),
-            basedir: root.clone(),
-            builder_dir: root,
-            interrupt,
-        }
+        Context { command_id: CommandId("7".to_owned()), link, basedir: root.clone(), builder_dir: root, interrupt }
     }
 
     /// Runs a command to its completion, and all that it left to the blocking threads. Returns a line for each thing
@@ -110,7 +102,7 @@ impl Stage {
             let (interrupter, interrupt) = Interrupt::new();
             let master = tokio::spawn(listen(calls, reply, interrupter));
             let context = self.context_of(link.clone(), interrupt);
-            let reporter = Reporter::new(context.command_id.clone(), link, &context.settings);
+            let reporter = Reporter::new(context.command_id.clone(), link, &Settings::default());
             let outcome = command(&context, &host, &reporter).await;
             conclude(&context, reporter, Instant::now(), Some(outcome)).await;
             drop(context);
@@ -145,7 +137,7 @@ async fn listen(
     told
 }
 
-fn lines(call: &Call, root: &Path) -> Vec<String> {
+pub(super) fn lines(call: &Call, root: &Path) -> Vec<String> {
     let root = root.display().to_string();
     let line = match call {
         Call::Update { updates, .. } => {

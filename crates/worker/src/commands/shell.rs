@@ -219,3 +219,6 @@ impl Report<'_> {
         self.reporter.header(format!("elapsedTime={:.6}\n", self.started.elapsed().as_secs_f64())).await;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,11 +70,6 @@ impl Reporter {
         Reporter { queue, completion, task }
     }
 
-    /// Reports standard output.
-    pub(crate) async fn stdout(&self, bytes: impl Into<Bytes>) {
-        self.room().await.stdout(bytes);
-    }
-
     /// Reports standard error.
     pub(crate) async fn stderr(&self, bytes: impl Into<Bytes>) {
         self.room().await.stderr(bytes);
@@ -83,11 +78,6 @@ impl Reporter {
     /// Says something about the command.
     pub(crate) async fn header(&self, text: impl Into<Bytes>) {
         self.room().await.output(Stream::Header, text.into());
-    }
-
-    /// Reports what belongs into a log.
-    pub(crate) async fn log(&self, name: &str, bytes: impl Into<Bytes>) {
-        self.room().await.log(name, bytes);
     }
 
     /// Reports something that is not text.
@@ -275,6 +265,10 @@ mod tests {
         (Reporter::new(CommandId("1".to_owned()), link, &Settings::default()), calls)
     }
 
+    async fn stdout(reporter: &Reporter, bytes: impl Into<Bytes>) {
+        reporter.room().await.stdout(bytes);
+    }
+
     async fn next(calls: &mut mpsc::Receiver<Outgoing>) -> Option<Said> {
         Some(match calls.recv().await?.call {
             Call::Update { updates, .. } => Said::Update(updates.into_iter().map(without_times).collect()),
@@ -305,11 +299,11 @@ mod tests {
     #[tokio::test]
     async fn lines_that_are_not_ended_follow_at_the_end_in_order_of_their_keys() {
         let (reporter, mut calls) = reporter();
-        reporter.stdout("out\nrest").await;
+        stdout(&reporter, "out\nrest").await;
         reporter.stderr("bad").await;
         reporter.header("head").await;
-        reporter.log("zoo", "animal").await;
-        reporter.log("a", "é").await;
+        reporter.room().await.log("zoo", "animal");
+        reporter.room().await.log("a", "é");
         reporter.update(Update::Rc(0)).await;
         reporter.complete(None).await;
         let expected = vec![
@@ -327,7 +321,7 @@ mod tests {
     #[tokio::test]
     async fn half_a_character_at_the_end_is_shown() {
         let (reporter, mut calls) = reporter();
-        reporter.stdout(&b"caf\xc3"[..]).await;
+        stdout(&reporter, &b"caf\xc3"[..]).await;
         reporter.complete(None).await;
         let expected = vec![text(Stream::Stdout, "caf\u{fffd}\n", &[4])];
         assert_eq!(all(&mut calls).await, [Said::Update(expected), Said::Complete(None)]);
@@ -337,10 +331,10 @@ mod tests {
     async fn what_has_gathered_is_sent_after_five_seconds() {
         let (reporter, mut calls) = reporter();
         let started = Instant::now();
-        reporter.stdout("one\n").await;
+        stdout(&reporter, "one\n").await;
         assert_eq!(next(&mut calls).await, Some(Said::Update(vec![text(Stream::Stdout, "one\n", &[3])])));
         assert_eq!(started.elapsed(), Duration::from_secs(5));
-        reporter.stdout("two\n").await;
+        stdout(&reporter, "two\n").await;
         reporter.flush().await;
         assert_eq!(next(&mut calls).await, Some(Said::Update(vec![text(Stream::Stdout, "two\n", &[3])])));
         assert_eq!(started.elapsed(), Duration::from_secs(5));
@@ -349,7 +343,7 @@ mod tests {
     #[tokio::test]
     async fn a_dropped_command_is_completed_with_a_failure() {
         let (reporter, mut calls) = reporter();
-        reporter.stdout("last words").await;
+        stdout(&reporter, "last words").await;
         drop(reporter);
         let failure = Some("the worker dropped the command: see its log".to_owned());
         let words = vec![text(Stream::Stdout, "last words\n", &[10])];
@@ -359,7 +353,7 @@ mod tests {
     #[tokio::test]
     async fn an_abandoned_command_says_nothing_more() {
         let (reporter, mut calls) = reporter();
-        reporter.stdout("out\n").await;
+        stdout(&reporter, "out\n").await;
         reporter.abandon().await;
         assert_eq!(all(&mut calls).await, []);
     }
@@ -369,7 +363,7 @@ mod tests {
         let (reporter, calls) = reporter();
         drop(calls);
         for _ in 0..100 {
-            reporter.stdout("out\n".repeat(30_000)).await;
+            stdout(&reporter, "out\n".repeat(30_000)).await;
         }
         reporter.complete(None).await;
     }
@@ -390,13 +384,13 @@ mod tests {
         let (reporter, mut calls) = reporter();
         let block = Bytes::from(("x".repeat(79) + "\n").repeat(800));
         let mut reported = 0;
-        while timeout(Duration::from_secs(60), reporter.stdout(block.clone())).await.is_ok() {
+        while timeout(Duration::from_secs(60), stdout(&reporter, block.clone())).await.is_ok() {
             reported += 1;
             assert!(reported < 200, "nothing holds the command up");
         }
         advance(Duration::from_secs(1)).await;
         assert!(next(&mut calls).await.is_some());
         assert!(next(&mut calls).await.is_some());
-        assert!(timeout(Duration::from_secs(60), reporter.stdout(block)).await.is_ok());
+        assert!(timeout(Duration::from_secs(60), stdout(&reporter, block)).await.is_ok());
     }
 }

@@ -1,0 +1,71 @@
+//! Real programs on this host.
+
+use super::super::*;
+use crate::commands::fake_master::{Reply, Stage};
+
+/// Runs a line with its workdir in a stage; returns what the master was told, but for the header.
+fn told(stage: &Stage, line: &str, change: impl FnOnce(&mut Shell)) -> Vec<String> {
+    let mut shell = program([""], Path::new("work"));
+    shell.command = CommandLine::Line(line.to_owned());
+    shell.log_environ = false;
+    change(&mut shell);
+    let command = async |context: &Context, host: &crate::place::Host, reporter: &Reporter| {
+        run(context, &shell, host, reporter).await
+    };
+    let mut told = stage.play(|_| Reply::nil(), command);
+    assert!(told[0].starts_with("header "), "{told:?}");
+    told.remove(0);
+    told
+}
+
+#[track_caller]
+fn check(line: &str, change: impl FnOnce(&mut Shell), expected: &[&str]) {
+    assert_eq!(told(&Stage::new(), line, change), expected);
+}
+
+#[test]
+fn the_workdir_is_made() {
+    let stage = Stage::new();
+    let expected = ["stdout ROOT/work\nROOT/work\n", "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"];
+    assert_eq!(told(&stage, "pwd; echo $PWD", |_| ()), expected);
+    assert!(stage.path("work").is_dir());
+}
+
+#[test]
+fn programs_are_looked_up_on_the_path_of_the_step() {
+    let stage = Stage::with(&[("bin/mytool", "#!/bin/sh\necho found\n")]);
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(stage.path("bin/mytool"), mode).expect("a mode");
+    let path = format!("{}:${{PATH}}", stage.path("bin").display());
+    let told = told(&stage, "", |shell| {
+        shell.command = program(["mytool"], Path::new("")).command;
+        shell.env = vec![("PATH".to_owned(), protocol::command::EnvValue::Text(path))];
+    });
+    assert_eq!(told, ["stdout found\n", "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"]);
+}
+
+#[test]
+fn a_time_out_kills_the_whole_process_group() {
+    let stage = Stage::new();
+    told(&stage, "sleep 1000 & echo $! >pid; wait", |shell| {
+        shell.timeout = Some(std::time::Duration::from_millis(300));
+    });
+    let pid = stage.read("work/pid").expect("the grandchild's id");
+    let state = std::fs::read_to_string(format!("/proc/{}/stat", pid.trim()));
+    assert!(state.as_ref().map_or(true, |state| state.contains(") Z ")), "{state:?}");
+}
+
+#[test]
+fn a_program_that_does_not_exist_fails_with_its_name() {
+    let change = |shell: &mut Shell| shell.command = program(["/no/such", "arg"], Path::new("")).command;
+    let why = "stderr can't execute /no/such: no such program, or the interpreter that it names is missing\n";
+    check("", change, &[why, "rc 1", "header elapsedTime=T\n", "elapsed", "complete None"]);
+}
+
+#[test]
+fn a_log_file_is_shown_from_what_was_written_last_too() {
+    let logfile = protocol::command::Logfile { name: "kernel".to_owned(), filename: "k.log".into(), follow: false };
+    let change = |shell: &mut Shell| shell.logfiles = vec![logfile];
+    let expected = ["kernel one\n", "rc 0", "header elapsedTime=T\n", "elapsed", "kernel two\n", "complete None"];
+    check("echo one >k.log; printf two >>k.log", change, &expected);
+}
