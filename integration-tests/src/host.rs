@@ -156,21 +156,26 @@ impl KvmHost {
 
     /// Checks that nothing is left of a worker that has ended, and of its machines and commands.
     pub fn nothing_left(&self) -> Result<()> {
-        let running = self.running()?;
-        ensure!(running.is_empty(), "these still run: {running:#?}");
+        self.becomes("nothing runs", |host| {
+            Ok(host.running()?.iter().map(|process| format!("{process:?}")).collect())
+        })?;
         self.slots_clean()
     }
 
     /// Checks that no machine runs and no slot holds anything, with the worker running or not.
     pub fn slots_clean(&self) -> Result<()> {
-        // A slot's files go a moment after the master has been told.
+        self.becomes("the slots are clean", KvmHost::left_in_slots)
+    }
+
+    /// Waits until nothing is against a statement.
+    pub(crate) fn becomes(&self, statement: &str, against: impl Fn(&KvmHost) -> Result<Vec<String>>) -> Result<()> {
         let deadline = Instant::now() + GOING;
         loop {
-            let left = self.left_in_slots()?;
+            let left = against(self)?;
             if left.is_empty() {
                 return Ok(());
             }
-            ensure!(Instant::now() < deadline, "left in the slots: {left:#?}");
+            ensure!(Instant::now() < deadline, "not true within {GOING:?}: {statement}; there is {left:#?}");
             // Processes, ports and files of several owners: nothing tells when the last of them is gone.
             thread::sleep(Duration::from_millis(100));
         }

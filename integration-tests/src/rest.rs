@@ -18,7 +18,7 @@ impl Rest {
     /// A client for the master whose web server has a port of the loopback interface.
     pub(crate) fn new(port: u16) -> Rest {
         let config =
-            Agent::config_builder().timeout_global(Some(Duration::from_secs(20))).http_status_as_error(false).build();
+            Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).http_status_as_error(false).build();
         Rest { agent: Agent::new_with_config(config), base: format!("http://127.0.0.1:{port}/api/v2") }
     }
 

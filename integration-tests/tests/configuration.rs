@@ -22,12 +22,10 @@ fn all_problems_are_told_at_once() -> Result<()> {
     host.set("pool.slot_ports", 1);
     host.set("connection.dead_after", "soon");
     host.set("images.no-disk", toml::Table::new());
-    let file = host.path("worker.toml").display().to_string();
     refused(
         &host,
         &[
-            &file,
-            "worker.master = \"http://127.0.0.1:9\": ",
+            "worker.toml: worker.master = \"http://127.0.0.1:9\": ",
             "pool.slots = 0: ",
             "pool.slot_ports: is not a key",
             "connection.dead_after = \"soon\": ",
