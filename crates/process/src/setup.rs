@@ -58,7 +58,7 @@ impl Setup {
     }
 }
 
-/// Gives every signal its default action, then lets all of them through. The spawning thread blocks them, so that none
+/// Gives every signal its default action, then lets all of them through. The spawning threads block them, so that none
 /// reaches a handler of the parent in the child.
 fn default_signals() -> io::Result<()> {
     for each in Signal::iterator().filter(|s| !matches!(s, Signal::SIGKILL | Signal::SIGSTOP)) {

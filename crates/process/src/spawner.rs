@@ -1,12 +1,12 @@
-//! The one thread that starts all children.
+//! The few threads that start all children.
 //!
 //! The parent-death signal of Linux is sent when the *thread* that forked ends (prctl(2)), and the threads of a tokio
-//! runtime may end long before the process does. This thread lives as long as the process. It also keeps the fork, which
-//! blocks, off the runtime, and has all signals blocked, so that none is handled in a child before its exec.
+//! runtime may end long before the process does. These live as long as the process. They also keep the fork, which blocks,
+//! off the runtime, and have all signals blocked, so that none is handled in a child before its exec.
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 
 use nix::sys::signal::SigSet;
@@ -16,6 +16,10 @@ use tokio::sync::{mpsc, oneshot};
 use crate::group::Group;
 use crate::pty::Pty;
 use crate::setup::{Setup, keep_exited_children};
+
+/// How many threads there are. A spawn takes a millisecond, so that one would do, if it were not for programs and
+/// directories on a network mount that hangs: there must be more threads than such mounts.
+const THREADS: usize = 4;
 
 /// Spawns that may wait for their turn before further ones wait to be let in.
 const QUEUE: usize = 64;
@@ -45,24 +49,30 @@ struct Job {
 pub(crate) async fn spawn(request: Request) -> io::Result<Spawned> {
     let (answer, answered) = oneshot::channel();
     let job = Job { request, runtime: Handle::current(), answer };
-    queue()?.send(job).await.map_err(|_| io::Error::other("the spawning thread has ended"))?;
-    answered.await.map_err(|_| io::Error::other("the spawning thread has ended"))?
+    queue()?.send(job).await.map_err(|_| io::Error::other("the spawning threads have ended"))?;
+    answered.await.map_err(|_| io::Error::other("the spawning threads have ended"))?
 }
 
 fn queue() -> io::Result<&'static mpsc::Sender<Job>> {
-    static QUEUE_IN: OnceLock<Option<mpsc::Sender<Job>>> = OnceLock::new();
-    let sender = QUEUE_IN.get_or_init(|| {
-        let (sender, receiver) = mpsc::channel(QUEUE);
-        let thread = thread::Builder::new().name("process-spawner".to_owned()).spawn(move || serve(receiver));
-        thread.is_ok().then_some(sender)
+    static JOBS: OnceLock<Option<mpsc::Sender<Job>>> = OnceLock::new();
+    let sender = JOBS.get_or_init(|| {
+        let (sender, jobs) = mpsc::channel(QUEUE);
+        let jobs = Arc::new(Mutex::new(jobs));
+        keep_exited_children();
+        let serving = (0..THREADS).map(|_| {
+            let jobs = jobs.clone();
+            thread::Builder::new().name("process-spawner".to_owned()).spawn(move || serve(&jobs))
+        });
+        serving.fold(false, |any, thread| any | thread.is_ok()).then_some(sender)
     });
-    sender.as_ref().ok_or_else(|| io::Error::other("can't start the spawning thread"))
+    sender.as_ref().ok_or_else(|| io::Error::other("can't start the spawning threads"))
 }
 
-fn serve(mut jobs: mpsc::Receiver<Job>) {
+fn serve(jobs: &Mutex<mpsc::Receiver<Job>>) {
     let _ = SigSet::all().thread_block();
-    keep_exited_children();
-    while let Some(Job { request, runtime, answer }) = jobs.blocking_recv() {
+    // The lock is held while waiting for a job, and not while doing it.
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+    while let Some(Job { request, runtime, answer }) = next() {
         let _context = runtime.enter();
         // An answer nobody waits for is dropped, and the process in it killed.
         let _ = answer.send(start(request));
