@@ -1,5 +1,6 @@
 //! The task that owns QEMU's process, from its start until it was reaped.
 
+use std::future::Future;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -106,4 +107,20 @@ pub(crate) fn apply(states: &watch::Sender<State>, change: Change) {
         }
         None => false,
     });
+}
+
+/// Waits until a machine has exited.
+pub(crate) fn exit_of(states: &Arc<watch::Sender<State>>) -> impl Future<Output = Exit> + Send + 'static {
+    let mut states = states.subscribe();
+    async move {
+        loop {
+            if let State::Exited(exit) = &*states.borrow_and_update() {
+                return exit.clone();
+            }
+            if states.changed().await.is_err() {
+                // The owner of the process always says that it has exited; only a runtime that is going down drops it.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
 }

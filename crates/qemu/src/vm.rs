@@ -1,24 +1,20 @@
 use std::fmt;
-use std::fs;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use process::{Child, Signal, SpawnError, Stream};
+use process::Signal;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
-use crate::arguments::Wiring;
-use crate::owner::{Owner, apply};
-use crate::qmp::{Qmp, QmpError};
+use crate::owner::{apply, exit_of};
+use crate::qmp::{Halt, Qmp};
 use crate::shutdown::{Ended, Shutdown, Stuck, climb, rung_of};
+use crate::start::{StartError, Started, start};
 use crate::state::{Change, Exit, State};
-use crate::tool::tool;
-use crate::{Files, Identity, Machine, Pidfile, PidfileError, Qemu, Rung, console, socket};
+use crate::{Files, Identity, Machine, Qemu, Rung, console};
 
 /// A machine that runs, or ran. QEMU is a child of this process, in a process group of its own so that a terminal's
 /// Ctrl-C does not reach it, and dies with this process however that ends. Dropping the `Vm` kills it.
@@ -40,46 +36,6 @@ pub(crate) struct Shared {
     signals: mpsc::Sender<Signal>,
 }
 
-/// Why a machine did not start. QEMU is gone, and so are its files except for the console log.
-#[derive(Debug, Error)]
-#[non_exhaustive]
-pub enum StartError {
-    /// A machine of an earlier run is still there: see [`Pidfile::clear`].
-    #[error("process {pid} of an earlier run still uses {}", pidfile.display())]
-    Occupied {
-        /// Its process id.
-        pid: u32,
-        /// The pidfile that names it.
-        pidfile: PathBuf,
-    },
-    /// The pidfile could not be read or written.
-    #[error(transparent)]
-    Pidfile(#[from] PidfileError),
-    /// One of the machine's files could not be made.
-    #[error("make {}: {source}", path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        source: io::Error,
-    },
-    /// QEMU could not be started.
-    #[error(transparent)]
-    Spawn(#[from] SpawnError),
-    /// QEMU exited before it answered, which it does when it does not like its arguments.
-    #[error("qemu exited during start with {0}")]
-    Exited(Exit),
-    /// QEMU did not answer on its monitor.
-    #[error("qemu did not answer on its monitor within {} s and was killed", after.as_secs_f32())]
-    Silent {
-        /// The time it had.
-        after: Duration,
-    },
-    /// QEMU answered, but not like QEMU.
-    #[error("qemu's monitor: {0}")]
-    Monitor(#[source] QmpError),
-}
-
 /// Why a machine that had started was not ready in time.
 #[derive(Debug, Error)]
 #[non_exhaustive]
@@ -87,6 +43,9 @@ pub enum BootError<E> {
     /// QEMU exited.
     #[error("qemu exited during boot with {0}")]
     Exited(Exit),
+    /// QEMU has stopped the guest for good. QEMU still runs.
+    #[error("qemu stopped the guest during boot: {0}")]
+    Halted(Halt),
     /// The guest did not answer in time. QEMU still runs.
     #[error("the guest was not ready within {} s", after.as_secs_f32())]
     TimedOut {
@@ -98,55 +57,12 @@ pub enum BootError<E> {
     Probe(E),
 }
 
-/// How long QEMU may take to answer on its monitor. It takes some 50 ms; a host that is starting many may be slower.
-const START_PATIENCE: Duration = Duration::from_secs(30);
-
-/// How long a QEMU that has closed its monitor, or was killed, may take to be gone.
-const END_PATIENCE: Duration = Duration::from_secs(5);
-
 impl Vm {
-    /// Starts a machine, and returns when QEMU answers on its monitor. The guest is booting then.
+    /// Starts a machine, and returns when QEMU answers on its monitor. The guest is booting then. If this future is dropped
+    /// before, QEMU is killed.
     pub async fn start(qemu: &Qemu, machine: &Machine, files: Files) -> Result<Self, StartError> {
-        let begun = Instant::now();
-        let pidfile = Pidfile::new(&files.pidfile);
-        check_unoccupied(&pidfile)?;
-        remove_stale(&files.qmp_socket)?;
-        let monitor = socket::listen(&files.qmp_socket)
-            .map_err(|source| StartError::File { path: files.qmp_socket.clone(), source })?;
-        let mut guard = RemoveOnDrop { paths: vec![files.qmp_socket.clone()] };
-        let child = spawn(qemu, machine, &files, monitor.into()).await?;
-        let pid = child.id();
-        guard.paths.push(files.pidfile.clone());
-        let identity = identify(pid, &pidfile)?;
-        pidfile.write(&identity)?;
-
-        let states = Arc::new(watch::Sender::new(State::Starting));
-        let (signals, signals_out) = mpsc::channel(4);
-        let qmp_cell = Arc::new(OnceLock::new());
-        let owner = Owner {
-            child,
-            files: files.clone(),
-            begun,
-            states: states.clone(),
-            qmp: qmp_cell.clone(),
-            signals: signals_out,
-        };
-        guard.paths.clear();
-        tokio::spawn(owner.run());
-
-        let qmp = match connect(&files.qmp_socket, &states).await {
-            Ok(qmp) => qmp,
-            Err(error) => {
-                // Without anybody who could signal it, its owner kills it.
-                drop(signals);
-                let _ = timeout(END_PATIENCE, exit_of(&states)).await;
-                return Err(error);
-            }
-        };
-        let _ = qmp_cell.set(qmp.clone());
-        apply(&states, Change::MonitorAnswers);
-        let stuck = watch::Sender::new(false);
-        let shared = Arc::new(Shared { pid, qmp, states, stuck, signals });
+        let Started { identity, qmp, states, signals } = start(qemu, machine, &files).await?;
+        let shared = Arc::new(Shared { pid: identity.pid, qmp, states, stuck: watch::Sender::new(false), signals });
         Ok(Vm { shared, identity, files, floor: watch::Sender::new(None), climbing: Mutex::new(None) })
     }
 
@@ -185,8 +101,16 @@ impl Vm {
         exit_of(&self.shared.states)
     }
 
-    /// Waits for the guest to be ready, which `probe` tells by becoming ready itself, and at the same time for QEMU to exit
-    /// and for the deadline.
+    /// Waits until QEMU has stopped the guest of its own accord, which it does when the host's disk is full, the guest has
+    /// panicked, or KVM has failed. Nothing the guest was asked will then be answered any more. The future is independent
+    /// of the `Vm`.
+    pub fn halted(&self) -> impl Future<Output = Halt> + Send + 'static {
+        let qmp = self.shared.qmp.clone();
+        async move { qmp.halted().await }
+    }
+
+    /// Waits for the guest to be ready, which `probe` tells by becoming ready itself, and at the same time for QEMU to exit or
+    /// to stop the guest, and for the deadline.
     pub async fn boot<T, E>(
         &self,
         probe: impl Future<Output = Result<T, E>>,
@@ -195,6 +119,7 @@ impl Vm {
         let answer = tokio::select! {
             biased;
             exit = self.exited() => return Err(BootError::Exited(exit)),
+            halt = self.halted() => return Err(BootError::Halted(halt)),
             answer = timeout(deadline, probe) => answer,
         };
         let answer = answer.map_err(|_| BootError::TimedOut { after: deadline })?.map_err(BootError::Probe)?;
@@ -277,88 +202,5 @@ impl Drop for Vm {
 impl fmt::Debug for Vm {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Vm").field("pid", &self.pid()).field("state", &self.state()).finish_non_exhaustive()
-    }
-}
-
-fn check_unoccupied(pidfile: &Pidfile) -> Result<(), StartError> {
-    match pidfile.read()? {
-        Some(identity) if identity.is_alive() => {
-            Err(StartError::Occupied { pid: identity.pid, pidfile: pidfile.path().to_owned() })
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_stale(path: &Path) -> Result<(), StartError> {
-    match fs::remove_file(path) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => {
-            Err(StartError::File { path: path.to_owned(), source })
-        }
-        _ => Ok(()),
-    }
-}
-
-async fn spawn(qemu: &Qemu, machine: &Machine, files: &Files, monitor: OwnedFd) -> Result<Child, StartError> {
-    let wiring = Wiring { qmp: monitor.as_raw_fd(), console_log: &files.console_log };
-    let command = tool(qemu.system())
-        .args(machine.arguments(qemu.features(), wiring))
-        .null(Stream::Stdout)
-        .inherit_fd(monitor)
-        .umask(0o077)
-        .dies_with_parent();
-    Ok(command.spawn().await?)
-}
-
-/// Identifies our own child, which is not reaped yet and so has its number to itself.
-fn identify(pid: u32, pidfile: &Pidfile) -> Result<Identity, StartError> {
-    Identity::of(pid).map_err(|source| StartError::File { path: pidfile.path().to_owned(), source })
-}
-
-/// Connects to the monitor, unless QEMU exits first.
-async fn connect(path: &Path, states: &Arc<watch::Sender<State>>) -> Result<Qmp, StartError> {
-    let handshake = async {
-        let stream = socket::connect(path).await.map_err(QmpError::Connect)?;
-        Qmp::over(stream).await
-    };
-    tokio::select! {
-        biased;
-        exit = exit_of(states) => Err(StartError::Exited(exit)),
-        qmp = timeout(START_PATIENCE, handshake) => match qmp {
-            Ok(Ok(qmp)) => Ok(qmp),
-            // The monitor goes when QEMU does, and the reason for that is the better one.
-            Ok(Err(error)) => match timeout(END_PATIENCE, exit_of(states)).await {
-                Ok(exit) => Err(StartError::Exited(exit)),
-                Err(_) => Err(StartError::Monitor(error)),
-            },
-            Err(_) => Err(StartError::Silent { after: START_PATIENCE }),
-        },
-    }
-}
-
-fn exit_of(states: &Arc<watch::Sender<State>>) -> impl Future<Output = Exit> + Send + 'static {
-    let mut states = states.subscribe();
-    async move {
-        loop {
-            if let State::Exited(exit) = &*states.borrow_and_update() {
-                return exit.clone();
-            }
-            if states.changed().await.is_err() {
-                // The owner of the process always says that it has exited; only a runtime that is going down drops it.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-}
-
-/// Removes what a start that fails half-way has made.
-struct RemoveOnDrop {
-    paths: Vec<PathBuf>,
-}
-
-impl Drop for RemoveOnDrop {
-    fn drop(&mut self) {
-        for path in &self.paths {
-            let _ = fs::remove_file(path);
-        }
     }
 }

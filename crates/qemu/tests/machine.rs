@@ -172,6 +172,18 @@ async fn a_machine_killed_while_it_boots_is_noticed_at_once() {
 }
 
 #[tokio::test]
+async fn a_guest_that_panics_while_it_boots_is_noticed_at_once() {
+    let slot = Slot::new();
+    let mut machine = slot.machine();
+    // What the guest takes for the debug port: the lowest bit of a byte sent there means a panic.
+    machine.extra_args = ["-device", "pvpanic,ioport=0xe9", "-action", "panic=pause"].map(str::to_owned).to_vec();
+    let vm = within(Vm::start(&qemu().await, &machine, slot.files())).await.expect("it starts");
+    let never = std::future::pending::<Result<(), String>>();
+    let error = within(vm.boot(never, DEADLINE)).await.expect_err("it is stopped").to_string();
+    assert_eq!(error, "qemu stopped the guest during boot: guest-panicked");
+}
+
+#[tokio::test]
 async fn a_guest_that_never_answers_is_given_up_and_still_runs() {
     let slot = Slot::new();
     let vm = slot.start().await;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use qemu::qmp::{Event, Qmp, ShutdownCause};
+use qemu::qmp::{Event, Halt, Qmp, ShutdownCause};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::UnixStream;
@@ -155,4 +155,47 @@ async fn a_server_that_hangs_up_during_the_handshake_is_an_error() {
     drop(theirs);
     let error = Qmp::over(ours).await.expect_err("nobody is there");
     assert_eq!(error.to_string(), "the connection to qemu's monitor is closed");
+}
+
+/// What is made of a machine in this state that then sends this event and is in that state.
+async fn check(before: &str, event: Option<(&str, &str)>, expected: Halt) {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        let request = server.request().await;
+        server.answer(&request, json!({ "status": before })).await;
+        if let Some((events, after)) = event {
+            server.send(events).await;
+            let request = server.request().await;
+            server.answer(&request, json!({ "status": after })).await;
+        }
+    };
+    let (halt, ()) = timeout(DEADLINE, async { tokio::join!(qmp.halted(), serve) }).await.expect("it is noticed");
+    assert_eq!(halt, expected);
+}
+
+#[tokio::test]
+async fn a_guest_that_qemu_has_stopped_is_noticed_with_the_reason() {
+    let halt =
+        |status: &str, reason: Option<&str>| Halt { status: status.to_owned(), reason: reason.map(str::to_owned) };
+    check("internal-error", None, halt("internal-error", None)).await;
+    let full = concat!(
+        "{\"event\": \"BLOCK_IO_ERROR\", \"data\": {\"reason\": \"No space left on device\", \"action\": \"stop\"}}\n",
+        "{\"event\": \"STOP\"}\n",
+    );
+    check("running", Some((full, "io-error")), halt("io-error", Some("No space left on device"))).await;
+    check("paused", Some(("{\"event\": \"STOP\"}\n", "guest-panicked")), halt("guest-panicked", None)).await;
+}
+
+#[tokio::test]
+async fn a_guest_that_was_asked_to_stop_is_not_halted() {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        for status in ["running", "paused", "paused", "internal-error"] {
+            let request = server.request().await;
+            server.answer(&request, json!({ "status": status })).await;
+            server.send("{\"event\": \"RESUME\"}\n{\"event\": \"STOP\"}\n").await;
+        }
+    };
+    let (halt, ()) = timeout(DEADLINE, async { tokio::join!(qmp.halted(), serve) }).await.expect("it is noticed");
+    assert_eq!(halt.to_string(), "internal-error");
 }

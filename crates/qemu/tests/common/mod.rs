@@ -97,7 +97,7 @@ impl Slot {
     pub async fn guest_is_up(&self) -> Result<(), String> {
         let (mut connection, _) = self.guest.accept().await.map_err(|error| error.to_string())?;
         match connection.read_u8().await {
-            Ok(b'r') => Ok(()),
+            Ok(b's') => Ok(()),
             other => Err(format!("the guest said {other:?}")),
         }
     }
@@ -157,7 +157,7 @@ const GUEST: &[u8] = &[
     0xba, 0x02, 0x06,       // 2: movw $0x602, %dx     which events are wanted: the power button
     0xb8, 0x00, 0x01,       // movw $0x100, %ax
     0xef,                   // outw %ax, %dx
-    0xb0, b'r',             // movb $'r', %al
+    0xb0, b's',             // movb $'s', %al
     0xe6, 0xe9,             // outb %al, $0xe9
     0xba, 0x00, 0x06,       // movw $0x600, %dx     which have happened
     0xed,                   // 3: inw %dx, %ax
