@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use protocol::command::Placement;
-use protocol::{Args, Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
+use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::{Instrument, debug, info, info_span, warn};
 

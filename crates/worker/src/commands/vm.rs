@@ -179,12 +179,14 @@ impl Work<'_> {
         let machine = match self.pool.find(&owner) {
             Ok(machine) => machine,
             Err(VmError::NotRunning(_)) if stop.missing_ok => {
-                return Ok(self.say(format!("there is no vm '{}' to stop", stop.vm)).await);
+                self.say(format!("there is no vm '{}' to stop", stop.vm)).await;
+                return Ok(());
             }
             // What died holds nothing any more; its entry is given up.
             Err(VmError::Lost { reason }) => {
                 self.pool.stop(&owner, None).await;
-                return Ok(self.say(reason).await);
+                self.say(reason).await;
+                return Ok(());
             }
             Err(error) => return Err(error.into()),
         };

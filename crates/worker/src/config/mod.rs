@@ -20,9 +20,9 @@ use config::{Environment, File, FileFormat};
 use protocol::command::Name;
 
 pub(crate) use address::{MasterAddress, Scheme};
-pub(crate) use image::{DiskFormat, Image, KernelBoot};
+pub(crate) use image::{DiskFormat, Image};
 pub(crate) use password::{Password, PasswordSource};
-pub(crate) use problem::{Problem, Problems};
+pub(crate) use problem::Problems;
 use section::Section;
 
 /// The file with every key, its default and what it does.

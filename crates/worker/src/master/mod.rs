@@ -14,6 +14,7 @@ mod connect;
 mod line;
 mod link;
 
-pub(crate) use backoff::Backoff;
 pub(crate) use line::{Line, LineEvent};
-pub(crate) use link::{Answer, AskError, LineLost, MasterLink, Outgoing};
+#[cfg(test)]
+pub(crate) use link::Outgoing;
+pub(crate) use link::{Answer, AskError, LineLost, MasterLink};

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
