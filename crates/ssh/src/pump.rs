@@ -185,6 +185,10 @@ impl Pump {
     fn started(&mut self, pid: u32, start: u64) {
         self.tree.leader = Some((pid, start));
         let _ = self.progress.try_send(Ok(Progress::Run { pid, start }));
+        // OpenSSH tells of an exit at once, even if the report is still in the pipe.
+        if let Some(exit) = &self.exit {
+            self.queue.push(Event::Exited(exit.clone()));
+        }
     }
 
     /// Tells whoever waits for the start why there will be none.

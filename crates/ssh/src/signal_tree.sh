@@ -16,7 +16,7 @@ list() {
         table="$table $pid:$2:$3:$4"
     done
     marked=' '
-    for environ in $(grep -lsF "$mark" /proc/[0-9]*/environ 2>/dev/null); do
+    for environ in $(grep -lszF "$mark" /proc/[0-9]*/environ 2>/dev/null); do
         environ=${environ#/proc/}
         marked="$marked${environ%/environ} "
     done

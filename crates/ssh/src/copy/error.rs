@@ -117,10 +117,19 @@ pub enum CopyError {
     },
     /// The guest's part of the copy was not started.
     #[error(transparent)]
-    Exec(#[from] ExecError),
+    Exec(ExecError),
     /// The connection is gone.
     #[error(transparent)]
     Lost(#[from] Lost),
+}
+
+impl From<ExecError> for CopyError {
+    fn from(error: ExecError) -> Self {
+        match error {
+            ExecError::Lost(lost) => Self::Lost(lost),
+            error => Self::Exec(error),
+        }
+    }
 }
 
 impl CopyError {

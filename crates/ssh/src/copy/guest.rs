@@ -1,5 +1,7 @@
 //! The guest's part of a copy: a script, and the lines it speaks to us.
 
+use std::collections::VecDeque;
+
 use bytes::Bytes;
 
 use super::error::{CopyError, Side};
@@ -13,6 +15,9 @@ use crate::{Exec, Lost};
 /// How much of what the guest's tools say is kept, in bytes.
 const MAX_SAID: usize = 4096;
 
+/// How much data may come before a word, in bytes; more than any window is.
+const MAX_EARLY: usize = 16 << 20;
+
 /// The longest line of ours, in bytes.
 const MAX_LINE: usize = 256;
 
@@ -22,6 +27,8 @@ pub(super) struct Script {
     stderr: Lines,
     path: String,
     failed: Option<String>,
+    /// Data that came before the word that was waited for: the two streams are not ordered.
+    early: VecDeque<Bytes>,
 }
 
 /// What a script does.
@@ -60,11 +67,18 @@ impl Script {
         script.extend_from_slice(body.as_bytes());
         let exec = Exec::shell(script).buffer(4 << 20).abandoned_by(Signal::Term);
         let process = session.exec(if stdin { exec.stdin() } else { exec }).await?;
-        Ok(Self { process, stderr: Lines::new(&mark), path: shown, failed: None })
+        Ok(Self { process, stderr: Lines::new(&mark), path: shown, failed: None, early: VecDeque::new() })
     }
 
     /// Waits for the script's next step. Cancel-safe.
     pub(super) async fn next(&mut self) -> Result<Step, CopyError> {
+        match self.early.pop_front() {
+            Some(data) => Ok(Step::Data(data)),
+            None => self.next_received().await,
+        }
+    }
+
+    async fn next_received(&mut self) -> Result<Step, CopyError> {
         loop {
             if let Some(word) = self.stderr.word() {
                 match word.strip_prefix("fail ") {
@@ -115,12 +129,20 @@ impl Script {
         })
     }
 
-    /// Waits for the step in which the script says how it goes on.
+    /// Waits until the script says how it goes on.
     pub(super) async fn word(&mut self) -> Result<String, CopyError> {
-        match self.next().await? {
-            Step::Said(word) => Ok(word),
-            Step::Data(_) | Step::Done => Err(CopyError::Hostile { why: "data before a word".to_owned() }),
+        let mut size = 0;
+        while size <= MAX_EARLY {
+            match self.next_received().await? {
+                Step::Said(word) => return Ok(word),
+                Step::Data(data) => {
+                    size += data.len();
+                    self.early.push_back(data);
+                }
+                Step::Done => return Err(CopyError::Hostile { why: "it ends without a word".to_owned() }),
+            }
         }
+        Err(CopyError::Hostile { why: "it has much data and no word".to_owned() })
     }
 
     pub(super) fn lost(&self, why: &str) -> CopyError {
@@ -133,17 +155,12 @@ struct Lines {
     mark: String,
     partial: Vec<u8>,
     said: Vec<u8>,
-    words: std::collections::VecDeque<String>,
+    words: VecDeque<String>,
 }
 
 impl Lines {
     fn new(mark: &str) -> Self {
-        Self {
-            mark: format!("{mark} "),
-            partial: Vec::new(),
-            said: Vec::new(),
-            words: std::collections::VecDeque::new(),
-        }
+        Self { mark: format!("{mark} "), partial: Vec::new(), said: Vec::new(), words: VecDeque::new() }
     }
 
     fn feed(&mut self, data: &[u8]) {

@@ -29,7 +29,8 @@ pub struct CopyOptions {
     /// Whether the source may be a directory.
     pub recursive: bool,
     /// Whether modification times (to the second) and permission bits are kept; otherwise times are new and permissions
-    /// are the source's less the umask. Owners, setuid, setgid and sticky bits are never kept.
+    /// are the source's less the umask. A guest's busybox tar loses the times of directories that hold links leading out
+    /// of the copied tree. Owners, setuid, setgid and sticky bits are never kept.
     pub preserve: bool,
     /// What ends the copy as too much.
     pub limits: Limits,

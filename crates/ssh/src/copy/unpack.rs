@@ -282,7 +282,7 @@ impl Unpack<'_> {
         }
         // An entry may have come twice; sorting is stable, so the later of two equal paths is applied last.
         let mut directories = std::mem::take(&mut self.directories);
-        directories.sort_by(|(a, ..), (b, ..)| b.components().count().cmp(&a.components().count()));
+        directories.sort_by_key(|(path, ..)| std::cmp::Reverse(path.components().count()));
         for (path, mode, mtime) in directories {
             let directory = match path.as_os_str().is_empty() {
                 true => self.duplicate(&self.root)?,
