@@ -288,7 +288,7 @@ impl Daemon {
 }
 
 async fn run_in_guest(
-    context: Context,
+    mut context: Context,
     mut command: Command,
     machine: Arc<Machine>,
     console_log: Option<String>,
@@ -296,6 +296,9 @@ async fn run_in_guest(
 ) {
     let basedir = context.basedir.clone();
     command.map_paths(|path| guest_path(&context.resolve(path), &basedir, &machine.image.guest_basedir));
+    // Where commands run that name no directory, such as the `rm` of `rmdir`.
+    context.builder_dir = guest_path(&context.builder_dir, &basedir, &machine.image.guest_basedir);
+    context.basedir = machine.image.guest_basedir.clone();
     let console = console_log.map(|name| reporter.log_writer(name));
     let guest: Arc<dyn Place> = Arc::new(Guest::new(Arc::clone(&machine)));
     let work = commands::run(context, command, guest, reporter);
