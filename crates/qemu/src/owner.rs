@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout};
 use crate::console::plain;
 use crate::qmp::Qmp;
 use crate::state::{Change, Exit, State};
-use crate::{Files, Pidfile};
+use crate::{Files, Identity, Pidfile};
 
 /// How much of stderr is kept.
 const STDERR_MAX_BYTES: usize = 8 * 1024;
@@ -24,6 +24,7 @@ const KILL_PATIENCE: Duration = Duration::from_secs(5);
 
 pub(crate) struct Owner {
     pub(crate) child: Child,
+    pub(crate) identity: Identity,
     pub(crate) files: Files,
     pub(crate) begun: Instant,
     pub(crate) states: Arc<watch::Sender<State>>,
@@ -63,20 +64,28 @@ impl Owner {
                 }
             }
         };
+        remove_files(&self.identity, &self.files);
         let cause = match self.qmp.get() {
             Some(qmp) => timeout(LAST_WORDS, qmp.closed()).await.ok().flatten(),
             None => None,
         };
-        self.remove_files();
         publish.exit = Some(Exit { status, stderr: plain(&stderr.text()), cause, lived: self.begun.elapsed() });
     }
+}
 
-    fn remove_files(&self) {
-        if let Err(error) = Pidfile::new(&self.files.pidfile).remove() {
-            tracing::warn!(%error, "a pidfile stays behind");
-        }
-        // The socket is of no use without its QEMU; the next start removes what can't be removed now, or says why not.
-        let _ = std::fs::remove_file(&self.files.qmp_socket);
+/// Removes the files by which others find QEMU, unless somebody has done so before: whoever saw that QEMU has exited, which
+/// is to be seen before it is reaped, may have cleared its directory and started the next machine there.
+fn remove_files(identity: &Identity, files: &Files) {
+    let pidfile = Pidfile::new(&files.pidfile);
+    match pidfile.read() {
+        Ok(Some(named)) if named == *identity => {}
+        Ok(_) => return,
+        Err(error) => return tracing::warn!(%error, "a machine's files stay behind"),
+    }
+    // The socket is of no use without its QEMU; what can't be removed now the next start removes, or says why not.
+    let _ = std::fs::remove_file(&files.qmp_socket);
+    if let Err(error) = pidfile.remove() {
+        tracing::warn!(%error, "a pidfile stays behind");
     }
 }
 
@@ -122,5 +131,35 @@ pub(crate) fn exit_of(states: &Arc<watch::Sender<State>>) -> impl Future<Output 
                 std::future::pending::<()>().await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Which files are left after the end of a machine whose place has this pidfile.
+    #[track_caller]
+    fn check(named: Option<u32>, expected: &[&str]) {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = |name: &str| directory.path().join(name);
+        let files = Files { pidfile: path("pid"), qmp_socket: path("qmp"), console_log: path("console") };
+        let identity = |pid| Identity { pid, start_time: 7, boot_id: "this".to_owned() };
+        std::fs::write(&files.qmp_socket, "").expect("written");
+        if let Some(pid) = named {
+            Pidfile::new(&files.pidfile).write(&identity(pid)).expect("written");
+        }
+        remove_files(&identity(42), &files);
+        let names = std::fs::read_dir(directory.path()).expect("it is there");
+        let mut names: Vec<_> = names.map(|entry| entry.expect("readable").file_name()).collect();
+        names.sort();
+        assert_eq!(names, expected);
+    }
+
+    #[test]
+    fn the_end_of_a_machine_does_not_concern_the_next_one_in_its_place() {
+        check(Some(42), &[]);
+        check(Some(43), &["pid", "qmp"]);
+        check(None, &["qmp"]);
     }
 }

@@ -91,6 +91,7 @@ pub(crate) async fn start(qemu: &Qemu, machine: &Machine, files: &Files) -> Resu
     let qmp_cell = Arc::new(OnceLock::new());
     let owner = Owner {
         child,
+        identity: identity.clone(),
         files: files.clone(),
         begun,
         states: states.clone(),
