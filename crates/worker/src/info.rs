@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use protocol::command::COMMANDS;
@@ -18,18 +19,25 @@ const MAX_INFO_FILE: u64 = 64 * 1024;
 /// Words that make an environment variable's name look like that of a secret.
 const SECRET_WORDS: [&str; 7] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE_KEY", "API_KEY"];
 
-/// Variables that concern this process alone.
-const OWN_VARIABLES: [&str; 9] = [
+/// Variables that systemd sets for the worker alone: sockets, credentials and watchdogs that a build has no business
+/// with, or that would have its programs believe they are the service (systemd.exec(5), sd_notify(3)).
+const SERVICE_VARIABLES: [&str; 12] = [
     "CREDENTIALS_DIRECTORY",
     "INVOCATION_ID",
     "JOURNAL_STREAM",
     "LISTEN_FDNAMES",
     "LISTEN_FDS",
     "LISTEN_PID",
+    "MAINPID",
     "NOTIFY_SOCKET",
+    "RUNTIME_DIRECTORY",
+    "SYSTEMD_EXEC_PID",
     "WATCHDOG_PID",
     "WATCHDOG_USEC",
 ];
+
+/// What the variables of the worker's own configuration begin with.
+const OWN_PREFIX: &str = "KVM_WORKER__";
 
 /// The state of the pool, which changes from one question to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +85,11 @@ pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)],
 
 /// The worker's environment as builds get it: without what concerns only this process.
 pub(crate) fn environment() -> Vec<(OsString, OsString)> {
-    std::env::vars_os().filter(|(name, _)| !OWN_VARIABLES.iter().any(|own| name == OsStr::new(own))).collect()
+    std::env::vars_os().filter(|(name, _)| !is_our_own(name)).collect()
+}
+
+fn is_our_own(name: &OsStr) -> bool {
+    name.as_bytes().starts_with(OWN_PREFIX.as_bytes()) || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
 }
 
 fn looks_secret(name: &str) -> bool {
@@ -117,6 +129,21 @@ fn os_release(text: &str) -> Vec<(String, Value)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[track_caller]
+    fn check_our_own(name: &str, expected: bool) {
+        assert_eq!(is_our_own(OsStr::new(name)), expected);
+    }
+
+    #[test]
+    fn builds_do_not_get_what_concerns_only_the_worker() {
+        check_our_own("PATH", false);
+        check_our_own("LISTEN_ADDRESS", false);
+        check_our_own("NOTIFY_SOCKET", true);
+        check_our_own("CREDENTIALS_DIRECTORY", true);
+        check_our_own("KVM_WORKER__WORKER__PASSWORD_FILE", true);
+        check_our_own("KVM_WORKER_CACHE", false);
+    }
 
     #[test]
     fn os_release_becomes_keys() {

@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -17,26 +16,6 @@ use super::{Ending, Event, Place, Process, Program, SpawnError, host_files};
 /// How long a program's output is waited for after its exit if nobody calls [`Process::leave`].
 const OUTPUT_GRACE: Duration = Duration::from_secs(24 * 3600);
 
-/// Variables that systemd sets for the worker alone: sockets, credentials and watchdogs that a build has no business
-/// with, or that would have its programs believe they are the service (systemd.exec(5), sd_notify(3)).
-const SERVICE_VARIABLES: [&str; 12] = [
-    "CREDENTIALS_DIRECTORY",
-    "INVOCATION_ID",
-    "JOURNAL_STREAM",
-    "LISTEN_FDNAMES",
-    "LISTEN_FDS",
-    "LISTEN_PID",
-    "MAINPID",
-    "NOTIFY_SOCKET",
-    "RUNTIME_DIRECTORY",
-    "SYSTEMD_EXEC_PID",
-    "WATCHDOG_PID",
-    "WATCHDOG_USEC",
-];
-
-/// What the worker's own configuration variables begin with.
-const OWN_PREFIX: &str = "KVM_WORKER_";
-
 /// The host the worker runs on.
 #[derive(Debug, Clone)]
 pub(crate) struct Host {
@@ -45,16 +24,10 @@ pub(crate) struct Host {
 }
 
 impl Host {
-    /// The host as a user with this home sees it. Builds get the worker's `environment` but for what is the worker's own.
+    /// The host as a user with this home sees it. Builds get this environment.
     pub(crate) fn new(environment: Vec<(OsString, OsString)>, home: PathBuf) -> Self {
-        let environment = environment.into_iter().filter(|(name, _)| !is_the_workers_own(name)).collect();
         Host { environment, home }
     }
-}
-
-/// Whether a variable of the worker's environment is none of the builds' business.
-fn is_the_workers_own(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(OWN_PREFIX.as_bytes()) || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
 }
 
 #[async_trait]
@@ -176,24 +149,5 @@ fn spawn_error(error: process::SpawnError) -> SpawnError {
             refused(&program, io::ErrorKind::ArgumentListTooLong, "arguments and environment are too long")
         }
         error => SpawnError::Other(io::Error::other(error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[track_caller]
-    fn check_own(name: &str, expected: bool) {
-        assert_eq!(is_the_workers_own(OsStr::new(name)), expected);
-    }
-
-    #[test]
-    fn builds_do_not_get_what_is_the_workers_own() {
-        check_own("PATH", false);
-        check_own("LISTEN_ADDRESS", false);
-        check_own("NOTIFY_SOCKET", true);
-        check_own("CREDENTIALS_DIRECTORY", true);
-        check_own("KVM_WORKER_CONNECTION__PASSWORD_FILE", true);
     }
 }
