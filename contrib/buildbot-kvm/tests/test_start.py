@@ -136,13 +136,24 @@ class NotStarting(StepCase):
             "the worker gives no more than this reason: vm_lost (retry)",
         )
 
-    def test_long_sentence_is_cut(self) -> defer.Deferred[Any]:
+    def check_sentence(self, text: str, sentence: str) -> defer.Deferred[Any]:
         return self.check(
-            StartVM("debian-build"),
-            failed(vm_start(), "vm_boot_failed", "x" * 1000),
-            EXCEPTION,
-            "x" * 299 + "… (exception)",
+            StartVM("debian-build"), failed(vm_start(), "vm_boot_failed", text), EXCEPTION, f"{sentence} (exception)"
         )
+
+    def test_console_is_left_to_the_log(self) -> defer.Deferred[Any]:
+        return self.check_sentence(
+            "qemu exited with 1: no disk; its console's last lines:\nLinux\npanic", "qemu exited with 1: no disk"
+        )
+
+    def test_announcement_without_a_clause_of_its_own_stays(self) -> defer.Deferred[Any]:
+        return self.check_sentence("qemu exited with 1:\nno disk", "qemu exited with 1")
+
+    def test_second_line_that_is_not_announced_is_left_to_the_log(self) -> defer.Deferred[Any]:
+        return self.check_sentence("qemu exited; see there\nno disk", "qemu exited; see there")
+
+    def test_long_sentence_is_cut(self) -> defer.Deferred[Any]:
+        return self.check_sentence("x" * 1000, "x" * 299 + "…")
 
     @defer.inlineCallbacks
     def test_retries_end(self) -> Any:

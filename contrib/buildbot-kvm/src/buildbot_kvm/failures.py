@@ -50,8 +50,14 @@ def is_vm_reason(reason: object) -> bool:
 
 
 def one_sentence(text: object, reason: str) -> str:
-    """Make of a worker's ``vm_error`` what fits into one line of the web page."""
-    sentence = " ".join(text.split()) if isinstance(text, str) else ""
+    """Make of a worker's ``vm_error`` what fits into one line of the web page.
+
+    The first line says it. Others, announced by a clause that ends in a colon, show what a console or QEMU printed;
+    the step's log has them.
+    """
+    sentence, _, more = text.strip().partition("\n") if isinstance(text, str) else ("", "", "")
+    if more and sentence.endswith(":"):
+        sentence = sentence[:-1].rpartition("; ")[0] or sentence[:-1]
     if not sentence:
         return f"the worker gives no more than this reason: {reason}"
     if len(sentence) > SENTENCE_LIMIT:
