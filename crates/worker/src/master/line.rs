@@ -69,6 +69,9 @@ impl Line {
                 }
                 Err(error) => error.to_string(),
             };
+            if events.is_closed() {
+                return;
+            }
             let wait = backoff.next_wait();
             warn!(master = %self.master, retry_in_s = wait.as_secs_f32(), "not connected: {why}");
             tokio::select! {

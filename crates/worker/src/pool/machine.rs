@@ -12,6 +12,7 @@ use ssh::Session;
 use tokio::sync::watch;
 use tracing::error;
 
+use super::slots::Lease;
 use crate::config::{DiskFormat, Image};
 
 /// Which builder a machine belongs to, and what the builder calls it.
@@ -72,15 +73,8 @@ pub(crate) struct Machine {
     stopping: AtomicBool,
     /// How much of the console has been shown to the master, in bytes.
     console_shown: AtomicU64,
-    /// What only this machine may use; freed when its QEMU is gone.
-    resources: Mutex<Option<Resources>>,
-}
-
-/// What a machine occupies.
-#[derive(Debug)]
-pub(super) struct Resources {
-    pub lease: super::slots::Lease,
-    pub disk: Option<super::disks::DiskLock>,
+    /// What only this machine may use; returned when its QEMU is gone.
+    lease: Mutex<Option<Lease>>,
 }
 
 impl Machine {
@@ -90,19 +84,19 @@ impl Machine {
         session: Session,
         environment: Vec<(String, String)>,
         vm: qemu::Vm,
-        resources: Resources,
+        lease: Lease,
     ) -> Self {
         Machine {
             facts,
             image,
             session,
             environment,
-            console_log: resources.lease.slot().console_log(),
+            console_log: lease.slot().console_log(),
             vm,
             status: watch::Sender::new(Status::Up),
             stopping: AtomicBool::new(false),
             console_shown: AtomicU64::new(0),
-            resources: Mutex::new(Some(resources)),
+            lease: Mutex::new(Some(lease)),
         }
     }
 
@@ -147,7 +141,7 @@ impl Machine {
             };
             Status::Died { reason }
         };
-        drop(self.resources.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.status.send_replace(status.clone());
         status
     }

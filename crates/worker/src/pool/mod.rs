@@ -2,12 +2,14 @@
 //!
 //! The pool knows builders and builds by name and number only, and nothing of steps or protocols.
 
+mod boot;
 mod disks;
 mod error;
 mod host_keys;
 mod machine;
 mod slot;
 mod slots;
+mod state_dir;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -16,23 +18,18 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protocol::command::{Mode, Name};
-use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::config::{self, Config, Image};
 pub(crate) use error::VmError;
-pub(crate) use machine::{Facts, Machine, Owner, Status, Stopped};
-use machine::{Resources, description};
+pub(crate) use machine::{Machine, Owner, Status, Stopped};
 use slot::Slot;
 pub(crate) use slots::Census;
-use slots::{Lease, Slots};
+use slots::Slots;
 
 /// How long a slot may take to become free at the start, where an earlier run's QEMU may have to be ended.
 const SETTLING: Duration = Duration::from_secs(60);
-
-/// How much of the console a failed boot shows, in bytes.
-const CONSOLE_TAIL: usize = 4000;
 
 /// A machine that a builder wants.
 #[derive(Debug, Clone)]
@@ -89,7 +86,7 @@ impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
     pub(crate) async fn open(config: &Config) -> anyhow::Result<Self> {
         let pool = config.pool.clone();
-        let lock = claim(&pool.state_dir)?;
+        let lock = state_dir::claim(&pool.state_dir)?;
         let qemu = qemu::Qemu::probe(&pool.qemu, &pool.qemu_img)
             .await
             .context("look at QEMU; install qemu-system-x86 and qemu-utils, or set pool.qemu and pool.qemu_img")?;
@@ -268,107 +265,6 @@ impl Pool {
         let stopping = self.0.tasks.spawn(async move { machine.stop(patience).await });
         stopping.await.unwrap_or_else(|error| Stopped { how: error.to_string(), after: Duration::ZERO })
     }
-
-    async fn boot(&self, order: Order, image: Arc<Image>, progress: &dyn Progress) -> Result<Machine, VmError> {
-        let asked = Instant::now();
-        let mut resources = self.resources(&order, progress).await?;
-        let slot = resources.lease.slot().clone();
-        let failed = |why: String| VmError::BootFailed {
-            vm: order.owner.vm.clone(),
-            image: order.image.clone(),
-            slot: slot.number(),
-            why,
-        };
-        let vm = self.run_qemu(&order, &image, &mut resources).await.map_err(|error| failed(format!("{error:#}")))?;
-        progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
-        progress.console(&slot.console_log());
-        let policy = self.0.host_keys.policy(&order.image, &image).map_err(|error| failed(format!("{error:#}")))?;
-        let learning = matches!(policy, ssh::HostKeyPolicy::Learn);
-        let timeout = order.timeout.unwrap_or(image.boot_timeout);
-        let answering = answer(&slot, &image, policy, timeout);
-        let session = match vm.boot(answering, timeout).await {
-            Ok(session) => session,
-            Err(error) => {
-                let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-                return Err(failed(with_console(&error.to_string(), &console)));
-            }
-        };
-        if learning {
-            self.0.host_keys.learn(&order.image, session.host_key()).map_err(|error| failed(format!("{error:#}")))?;
-        }
-        let environment = environment(&session).await.map_err(|error| failed(format!("{error:#}")))?;
-        let facts = Facts {
-            build: order.build,
-            bind: order.bind,
-            slot: slot.number(),
-            ssh_port: slot.ssh_port(),
-            pid: vm.pid(),
-            image_name: order.image,
-            mode: order.mode,
-            took: asked.elapsed(),
-            owner: order.owner,
-        };
-        Ok(Machine::new(facts, image, session, environment, vm, resources))
-    }
-
-    /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.
-    async fn resources(&self, order: &Order, progress: &dyn Progress) -> Result<Resources, VmError> {
-        let waited = self.0.config.acquire_timeout;
-        let deadline = Instant::now() + waited;
-        let disk = match order.mode {
-            Mode::Fresh => None,
-            Mode::Persistent => {
-                let vm = &order.owner.vm;
-                let mut lock = Box::pin(self.0.disks.lock(&order.image, vm));
-                let lock = match futures_util::poll!(&mut lock) {
-                    std::task::Poll::Ready(lock) => lock,
-                    std::task::Poll::Pending => {
-                        progress
-                            .say(format!("waiting for the persistent disk '{vm}', which another builder uses"))
-                            .await;
-                        tokio::time::timeout_at(deadline, lock).await.map_err(|_| VmError::DiskInUse {
-                            image: order.image.clone(),
-                            vm: vm.clone(),
-                            waited,
-                        })?
-                    }
-                };
-                Some(lock)
-            }
-        };
-        Ok(Resources { lease: self.lease(deadline, progress).await?, disk })
-    }
-
-    async fn lease(&self, deadline: Instant, progress: &dyn Progress) -> Result<Lease, VmError> {
-        let Census { slots, free, quarantined } = self.census();
-        if free == 0 {
-            let broken = match quarantined.len() {
-                0 => String::new(),
-                count => format!(", {count} of them because they can't be cleaned"),
-            };
-            progress.say(format!("waiting for a slot: all {slots} are in use{broken}")).await;
-        }
-        tokio::time::timeout_at(deadline, self.0.slots.lease())
-            .await
-            .map_err(|_| VmError::PoolFull { slots, waited: self.0.config.acquire_timeout })
-    }
-
-    async fn run_qemu(&self, order: &Order, image: &Image, resources: &mut Resources) -> anyhow::Result<qemu::Vm> {
-        let slot = resources.lease.slot();
-        make_private_directory(slot.directory())?;
-        let overlay = slot.overlay();
-        let disk = match &resources.disk {
-            Some(lock) => lock.open(&self.0.qemu, image).await?,
-            None => {
-                self.0.qemu.create_overlay(&machine::base(image), &overlay).await?;
-                &overlay
-            }
-        };
-        let description = description(image, order, slot, disk, self.0.accelerator);
-        let files =
-            qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
-        Ok(qemu::Vm::start(&self.0.qemu, &description, files).await?)
-    }
 }
 
 /// A name that is taken for a machine being started; given back when dropped.
@@ -390,82 +286,4 @@ impl Drop for Claim<'_> {
             machines.remove(&self.owner);
         }
     }
-}
-
-/// Logs in as soon as the guest lets us.
-async fn answer(
-    slot: &Slot,
-    image: &Image,
-    host_key: ssh::HostKeyPolicy,
-    timeout: Duration,
-) -> Result<ssh::Session, anyhow::Error> {
-    let identity = ssh::Identity::load(&image.key)?;
-    let target = ssh::Target {
-        address: (std::net::Ipv4Addr::LOCALHOST, slot.ssh_port()).into(),
-        user: image.user.clone(),
-        identity,
-        host_key,
-    };
-    let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &ssh::Readiness::within(timeout)).await?;
-    Ok(ready.session)
-}
-
-/// The environment that commands have in the guest.
-async fn environment(session: &ssh::Session) -> anyhow::Result<Vec<(String, String)>> {
-    const LIMIT: usize = 256 * 1024;
-    let process = session.exec(ssh::Exec::argv(["env", "-0"])).await.context("read the guest's environment")?;
-    let output = process.output(LIMIT).await.context("read the guest's environment")?;
-    Ok(output
-        .stdout
-        .split(|byte| *byte == 0)
-        .filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect())
-}
-
-fn with_console(error: &str, console: &str) -> String {
-    match console.trim() {
-        "" => format!("{error}; its console is empty"),
-        console => format!("{error}; its console's last lines:\n{console}"),
-    }
-}
-
-/// Makes the state directory ours alone, for as long as the file lives.
-fn claim(state_dir: &Path) -> anyhow::Result<std::fs::File> {
-    make_private_directory(state_dir)?;
-    let path = state_dir.join("lock");
-    let mut file = std::fs::File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let mut pid = String::new();
-            let _ = std::io::Read::read_to_string(&mut file, &mut pid);
-            anyhow::bail!(
-                "another kvm-worker (process {}) uses {}; stop it, or give this one another pool.state_dir",
-                pid.trim(),
-                state_dir.display()
-            );
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            return Err(error).with_context(|| format!("lock {}", path.display()));
-        }
-    }
-    file.set_len(0)?;
-    std::io::Write::write_all(&mut file, format!("{}\n", std::process::id()).as_bytes())?;
-    Ok(file)
-}
-
-fn make_private_directory(directory: &Path) -> anyhow::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(directory)
-        .with_context(|| format!("make {}", directory.display()))
 }

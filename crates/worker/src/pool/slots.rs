@@ -21,6 +21,7 @@ use qemu::Leftover;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use super::disks::DiskLock;
 use super::slot::Slot;
 
 /// How long a slot that can't be cleaned is left alone before the next attempt.
@@ -54,7 +55,15 @@ pub(crate) struct Census {
 #[derive(Debug)]
 pub(crate) struct Lease {
     slot: Slot,
-    returned: mpsc::UnboundedSender<Slot>,
+    disk: Option<DiskLock>,
+    returned: mpsc::UnboundedSender<Used>,
+}
+
+/// A slot that is not clean, and the disk that its QEMU, if it is still there, may write to.
+#[derive(Debug)]
+struct Used {
+    slot: Slot,
+    disk: Option<DiskLock>,
 }
 
 impl Lease {
@@ -62,12 +71,22 @@ impl Lease {
     pub(crate) fn slot(&self) -> &Slot {
         &self.slot
     }
+
+    /// Keeps a disk locked until the slot is clean, that is until its QEMU is gone.
+    pub(crate) fn keep(&mut self, disk: DiskLock) {
+        self.disk = Some(disk);
+    }
+
+    /// The disk that was given to [`keep`](Self::keep).
+    pub(crate) fn disk(&self) -> Option<&DiskLock> {
+        self.disk.as_ref()
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // Fails only if the slots' task has ended; then the next start cleans up.
-        let _ = self.returned.send(self.slot.clone());
+        let _ = self.returned.send(Used { slot: self.slot.clone(), disk: self.disk.take() });
     }
 }
 
@@ -119,12 +138,12 @@ struct Keeper {
     census: watch::Sender<Census>,
     waiting: VecDeque<oneshot::Sender<Lease>>,
     /// At most one message for each slot is in either of these, so they need no bound.
-    returned: (mpsc::UnboundedSender<Slot>, mpsc::UnboundedReceiver<Slot>),
+    returned: (mpsc::UnboundedSender<Used>, mpsc::UnboundedReceiver<Used>),
     cleaned: (mpsc::UnboundedSender<Cleaned>, mpsc::UnboundedReceiver<Cleaned>),
 }
 
 struct Cleaned {
-    slot: Slot,
+    used: Used,
     result: anyhow::Result<()>,
 }
 
@@ -139,7 +158,7 @@ impl Keeper {
             cleaned: mpsc::unbounded_channel(),
         };
         for (slot, _) in &keeper.slots {
-            keeper.reclaim(slot.clone(), Duration::ZERO);
+            keeper.reclaim(Used { slot: slot.clone(), disk: None }, Duration::ZERO);
         }
         keeper.tell();
         keeper
@@ -153,11 +172,11 @@ impl Keeper {
                     Some(answer) => self.waiting.push_back(answer),
                     None => wanted = false,
                 },
-                Some(slot) = self.returned.1.recv() => {
-                    self.reclaim(slot.clone(), Duration::ZERO);
-                    self.set(&slot, State::Reclaiming);
+                Some(used) = self.returned.1.recv() => {
+                    self.set(&used.slot, State::Reclaiming);
+                    self.reclaim(used, Duration::ZERO);
                 }
-                Some(Cleaned { slot, result }) = self.cleaned.1.recv() => self.judge(slot, result),
+                Some(Cleaned { used, result }) = self.cleaned.1.recv() => self.judge(used, result),
             }
             self.hand_out();
             self.tell();
@@ -170,17 +189,20 @@ impl Keeper {
         }
     }
 
-    fn judge(&mut self, slot: Slot, result: anyhow::Result<()>) {
+    fn judge(&mut self, used: Used, result: anyhow::Result<()>) {
         match result {
-            Ok(()) => self.set(&slot, State::Free),
-            Err(error) => self.quarantine(slot, format!("{error:#}")),
+            Ok(()) => {
+                self.set(&used.slot, State::Free);
+                drop(used.disk);
+            }
+            Err(error) => self.quarantine(used, format!("{error:#}")),
         }
     }
 
-    fn quarantine(&mut self, slot: Slot, why: String) {
-        error!(slot = slot.number(), retry_in_s = QUARANTINE.as_secs(), "slot quarantined: {why}");
-        self.reclaim(slot.clone(), QUARANTINE);
-        self.set(&slot, State::Quarantined { why });
+    fn quarantine(&mut self, used: Used, why: String) {
+        error!(slot = used.slot.number(), retry_in_s = QUARANTINE.as_secs(), "slot quarantined: {why}");
+        self.set(&used.slot, State::Quarantined { why });
+        self.reclaim(used, QUARANTINE);
     }
 
     /// Gives free slots to those who wait, lowest number first.
@@ -191,11 +213,11 @@ impl Keeper {
                 return;
             };
             if let Err(error) = port_is_free(slot.ssh_port()) {
-                self.quarantine(slot, format!("{error:#}"));
+                self.quarantine(Used { slot, disk: None }, format!("{error:#}"));
                 continue;
             }
             self.set(&slot, State::Leased);
-            let lease = Lease { slot, returned: self.returned.0.clone() };
+            let lease = Lease { slot, disk: None, returned: self.returned.0.clone() };
             if let Some(answer) = self.waiting.pop_front() {
                 // One who waits no more drops the lease, which returns the slot.
                 let _ = answer.send(lease);
@@ -203,12 +225,12 @@ impl Keeper {
         }
     }
 
-    fn reclaim(&self, slot: Slot, after: Duration) {
+    fn reclaim(&self, used: Used, after: Duration) {
         let cleaned = self.cleaned.0.clone();
         tokio::spawn(async move {
             tokio::time::sleep(after).await;
-            let result = clean(&slot).await;
-            let _ = cleaned.send(Cleaned { slot, result });
+            let result = clean(&used.slot).await;
+            let _ = cleaned.send(Cleaned { used, result });
         });
     }
 

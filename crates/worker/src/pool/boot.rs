@@ -1,0 +1,189 @@
+//! Brings a machine up: its disk and slot, QEMU, and the guest's first word.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use protocol::command::{Mode, Name};
+use ssh::{ConnectError, HostKeyPolicy, NotReady};
+use tokio::time::Instant;
+
+use super::machine::{self, Facts, Machine, description};
+use super::slot::Slot;
+use super::slots::Lease;
+use super::state_dir::make_private_directory;
+use super::{Census, Order, Pool, Progress, VmError};
+use crate::config::Image;
+
+/// How much of the console a failed boot shows, in bytes.
+const CONSOLE_TAIL: usize = 4000;
+
+impl Pool {
+    pub(super) async fn boot(
+        &self,
+        order: Order,
+        image: Arc<Image>,
+        progress: &dyn Progress,
+    ) -> Result<Machine, VmError> {
+        let asked = Instant::now();
+        let lease = self.lease(&order, progress).await?;
+        let slot = lease.slot().clone();
+        let failed = |why: String| VmError::BootFailed {
+            vm: order.owner.vm.clone(),
+            image: order.image.clone(),
+            slot: slot.number(),
+            why,
+        };
+        let vm = self.run_qemu(&order, &image, &lease).await.map_err(|error| failed(format!("{error:#}")))?;
+        progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
+        progress.console(&slot.console_log());
+        let timeout = order.timeout.unwrap_or(image.boot_timeout);
+        let (session, environment) = match vm.boot(self.answer(&slot, &order.image, &image, timeout), timeout).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
+                return Err(failed(with_console(&error.to_string(), &console)));
+            }
+        };
+        let facts = Facts {
+            build: order.build,
+            bind: order.bind,
+            slot: slot.number(),
+            ssh_port: slot.ssh_port(),
+            pid: vm.pid(),
+            image_name: order.image,
+            mode: order.mode,
+            took: asked.elapsed(),
+            owner: order.owner,
+        };
+        Ok(Machine::new(facts, image, session, environment, vm, lease))
+    }
+
+    /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.
+    async fn lease(&self, order: &Order, progress: &dyn Progress) -> Result<Lease, VmError> {
+        let waited = self.0.config.acquire_timeout;
+        let deadline = Instant::now() + waited;
+        let disk = match order.mode {
+            Mode::Fresh => None,
+            Mode::Persistent => {
+                let vm = &order.owner.vm;
+                let mut lock = Box::pin(self.0.disks.lock(&order.image, vm));
+                let lock = match futures_util::poll!(&mut lock) {
+                    std::task::Poll::Ready(lock) => lock,
+                    std::task::Poll::Pending => {
+                        progress
+                            .say(format!("waiting for the persistent disk '{vm}', which another builder uses"))
+                            .await;
+                        tokio::time::timeout_at(deadline, lock).await.map_err(|_| VmError::DiskInUse {
+                            image: order.image.clone(),
+                            vm: vm.clone(),
+                            waited,
+                        })?
+                    }
+                };
+                Some(lock)
+            }
+        };
+        let mut lease = self.slot(deadline, progress).await?;
+        if let Some(disk) = disk {
+            lease.keep(disk);
+        }
+        Ok(lease)
+    }
+
+    async fn slot(&self, deadline: Instant, progress: &dyn Progress) -> Result<Lease, VmError> {
+        let Census { slots, free, quarantined } = self.census();
+        if free == 0 {
+            let broken = match quarantined.len() {
+                0 => String::new(),
+                count => format!(", {count} of them because they can't be cleaned"),
+            };
+            progress.say(format!("waiting for a slot: all {slots} are in use{broken}")).await;
+        }
+        tokio::time::timeout_at(deadline, self.0.slots.lease())
+            .await
+            .map_err(|_| VmError::PoolFull { slots, waited: self.0.config.acquire_timeout })
+    }
+
+    async fn run_qemu(&self, order: &Order, image: &Image, lease: &Lease) -> anyhow::Result<qemu::Vm> {
+        let slot = lease.slot();
+        make_private_directory(slot.directory())?;
+        let overlay = slot.overlay();
+        let disk = match lease.disk() {
+            Some(disk) => disk.open(&self.0.qemu, image).await?,
+            None => {
+                self.0.qemu.create_overlay(&machine::base(image), &overlay).await?;
+                &overlay
+            }
+        };
+        let description = description(image, order, slot, disk, self.0.accelerator);
+        let files =
+            qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
+        Ok(qemu::Vm::start(&self.0.qemu, &description, files).await?)
+    }
+
+    /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.
+    async fn answer(&self, slot: &Slot, name: &Name, image: &Image, timeout: Duration) -> Result<Answer, Unanswered> {
+        let host_keys = &self.0.host_keys;
+        let host_key = host_keys.policy(name, image)?;
+        let learning = matches!(host_key, HostKeyPolicy::Learn);
+        let target = ssh::Target {
+            address: (std::net::Ipv4Addr::LOCALHOST, slot.ssh_port()).into(),
+            user: image.user.clone(),
+            identity: ssh::Identity::load(&image.key).map_err(anyhow::Error::from)?,
+            host_key,
+        };
+        let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &ssh::Readiness::within(timeout)).await;
+        let session = ready.map_err(|error| match (&error, &image.host_key) {
+            (NotReady::Refused(ConnectError::HostKeyMismatch { .. }), None) => {
+                anyhow!("{error}; remove {} to learn the key anew", host_keys.file(name).display())
+            }
+            _ => error.into(),
+        })?;
+        let session = session.session;
+        if learning {
+            host_keys.learn(name, session.host_key())?;
+        }
+        let environment = environment(&session).await?;
+        Ok((session, environment))
+    }
+}
+
+/// A session with a guest, and the environment that commands have in it.
+type Answer = (ssh::Session, Vec<(String, String)>);
+
+/// Why a guest did not answer; its text is the whole chain.
+struct Unanswered(anyhow::Error);
+
+impl<E: Into<anyhow::Error>> From<E> for Unanswered {
+    fn from(error: E) -> Self {
+        Unanswered(error.into())
+    }
+}
+
+impl fmt::Display for Unanswered {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#}", self.0)
+    }
+}
+
+/// The environment that commands have in the guest.
+async fn environment(session: &ssh::Session) -> anyhow::Result<Vec<(String, String)>> {
+    const LIMIT: usize = 256 * 1024;
+    let process = session.exec(ssh::Exec::argv(["env", "-0"])).await.context("read the guest's environment")?;
+    let output = process.output(LIMIT).await.context("read the guest's environment")?;
+    Ok(output
+        .stdout
+        .split(|byte| *byte == 0)
+        .filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect())
+}
+
+fn with_console(error: &str, console: &str) -> String {
+    match console.trim() {
+        "" => format!("{error}; its console is empty"),
+        console => format!("{error}; its console's last lines:\n{console}"),
+    }
+}
