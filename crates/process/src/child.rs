@@ -41,6 +41,10 @@ enum Phase {
     Finished,
 }
 
+/// How long output is awaited after all of the group was killed: its pipes close at once, unless somebody outside of the
+/// group holds them.
+const SWEPT_GRACE: Duration = Duration::from_secs(1);
+
 /// What there is to do.
 enum Turn {
     Exit,
@@ -206,7 +210,7 @@ impl Child {
     fn stop_waiting(&mut self, status: ExitStatus, swept: bool, now: Instant) {
         if self.escalation.is_some() && !swept {
             let _ = self.group.signal(Signal::SIGKILL);
-            self.phase = Phase::Exited { status, grace_ends: now + self.output_grace, swept: true };
+            self.phase = Phase::Exited { status, grace_ends: now + self.output_grace.min(SWEPT_GRACE), swept: true };
             return;
         }
         for reader in [&mut self.stdout, &mut self.stderr].into_iter().flatten() {

@@ -145,6 +145,27 @@ async fn the_end_of_the_grace_kills_what_an_escalation_has_not_yet() {
 }
 
 #[tokio::test]
+async fn a_process_that_left_the_group_does_not_keep_an_escalation_from_its_end() {
+    let script = "setsid sh -c 'echo $$; exec sleep 1000' & wait";
+    let mut child = spawn(sh(script).output_grace(Duration::from_secs(3600))).await;
+    let escaped = line(&mut child).await;
+    child.escalate([Rung::new(Signal::SIGKILL, LONG)]).expect("it runs");
+    let finish = loop {
+        match next(&mut child).await {
+            Some(Event::Exited(_)) => child.end_grace(),
+            Some(Event::Finished(finish)) => break finish,
+            other => assert!(other.is_some(), "an end without a finish"),
+        }
+    };
+    assert_eq!(finish, Finish { leaked: true, ..ended_by(Signal::SIGKILL) });
+    assert!(alive(&escaped));
+    Pidfd::open(escaped.parse().expect("a process id"))
+        .expect("it is alive")
+        .signal(Signal::SIGKILL)
+        .expect("it is ours");
+}
+
+#[tokio::test]
 async fn dropping_a_child_kills_its_group_and_reaps_it() {
     let mut child = spawn(sh("trap '' TERM; sleep 1000 & echo $!; wait")).await;
     let grandchild = line(&mut child).await;
