@@ -30,7 +30,7 @@ class Paths:
     @property
     def program(self) -> Path:
         target = os.environ.get("CARGO_TARGET_DIR") or "target"
-        return self.clone / target / "release" / "kvm-worker"
+        return self.clone / target / "debug" / "kvm-worker"
 
     @property
     def images(self) -> Path:
