@@ -19,7 +19,7 @@ use crate::{ConnectError, HostKey, HostKeyPolicy, Target, Timing};
 const WINDOW: u32 = 4 << 20;
 
 /// The largest packet we take, in bytes; OpenSSH sends at most 32 KiB at a time.
-const PACKET: u32 = 64 << 10;
+const PACKET: u32 = 65_535;
 
 /// What a try came to.
 pub(crate) struct Connected {

@@ -10,9 +10,14 @@ use crate::{ConnectError, Exec, Exit, OutputError, Session, Target, Timing};
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// How long a try may wait for the first byte; doubled at each, up to [`Timing::banner`]. A connection that QEMU's user
-/// network accepted before the guest's network was up may never be answered, while a new one is.
+/// How long a try may wait for the first byte at least, and at most [`Timing::banner`]. QEMU's user network accepts a
+/// connection before the guest's network is up and then asks the guest for it every few seconds only, while a new
+/// connection is asked for at once.
 const BANNER: Duration = Duration::from_secs(1);
+
+/// The part of the time since the start that one try may wait for the first byte: what a useless try costs is in
+/// proportion to the boot, and a guest that is slow to answer gets the time it needs.
+const BANNER_PART: u32 = 8;
 
 /// What the readiness command may print, in bytes.
 const MAX_OUTPUT: usize = 64 * 1024;
@@ -90,10 +95,10 @@ impl Boot {
     async fn poll(&mut self, target: &Target, timing: &Timing, readiness: &Readiness) -> Result<Session, ConnectError> {
         let mut timing = timing.clone();
         let banner_max = timing.banner;
-        timing.banner = banner_max.min(BANNER);
         let mut pause = PAUSE;
         loop {
             self.tries += 1;
+            timing.banner = (self.start.elapsed() / BANNER_PART).max(BANNER).min(banner_max);
             match Session::connect(target, &timing).await {
                 Ok(session) => match asked(&session, readiness).await {
                     Ok(()) => return Ok(session),
@@ -104,7 +109,6 @@ impl Boot {
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
-            timing.banner = (timing.banner * 2).min(banner_max);
         }
     }
 

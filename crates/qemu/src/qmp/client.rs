@@ -179,9 +179,14 @@ impl Connection {
                     None => return,
                 },
             };
-            if let Err(error) = served {
-                tracing::warn!(%error, "the connection to qemu's monitor is broken");
-                return;
+            match served {
+                Ok(()) => {}
+                // How a QEMU that exits ends it. Whoever watches QEMU learns that elsewhere.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return,
+                Err(error) => {
+                    tracing::warn!(%error, "the connection to qemu's monitor is broken");
+                    return;
+                }
             }
         }
     }

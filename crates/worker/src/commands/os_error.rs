@@ -4,8 +4,9 @@ use std::io;
 use std::path::Path;
 
 use nix::errno::Errno;
-use protocol::{Update, Value};
+use protocol::Update;
 
+use super::vm;
 use crate::output::Reporter;
 
 /// Ends a command with what went wrong: the error's number is its exit status (Buildbot 4.3.0, `commands/fs.py`).
@@ -21,10 +22,7 @@ pub(super) async fn report(reporter: &Reporter, command: &str, path: &Path, erro
 
 /// Ends a command whose place went away under it: a failure of the infrastructure, which steps know by its reason.
 pub(super) async fn report_lost(reporter: &Reporter, reason: String) {
-    reporter.stderr(format!("{reason}\n")).await;
-    reporter.update(Update::FailureReason("vm_lost".to_owned())).await;
-    reporter.update(Update::Other("vm_error".to_owned(), Value::Str(reason))).await;
-    reporter.update(Update::Rc(-1)).await;
+    vm::fail(reporter, "vm_lost", &reason, vm::KILLED).await;
 }
 
 /// What happened, if an error says that the place is not there any more: [`io::ErrorKind::NotConnected`], and not from

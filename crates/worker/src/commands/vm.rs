@@ -21,7 +21,7 @@ use crate::pool::{Machine, Order, Owner, Pool, Progress, VmError};
 const FAILED: i32 = 1;
 
 /// The exit status of a command that did not run to its end.
-const KILLED: i32 = -1;
+pub(super) const KILLED: i32 = -1;
 
 /// Runs one VM command of a builder to its completion.
 pub(crate) async fn run(
@@ -60,8 +60,11 @@ pub(crate) async fn refuse(context: Context, error: VmError, reporter: Reporter)
     conclude(&context, reporter, started, outcome).await;
 }
 
-async fn fail(reporter: &Reporter, reason: &str, sentence: &str, rc: i32) {
-    reporter.stderr(format!("{sentence}\n")).await;
+/// Reports what is wrong with a VM: all of the text at the step, and its first line, a sentence, as `vm_error`.
+pub(super) async fn fail(reporter: &Reporter, reason: &str, text: &str, rc: i32) {
+    let sentence = text.lines().next().unwrap_or_default();
+    let sentence = sentence.strip_suffix("; its console's last lines:").unwrap_or(sentence);
+    reporter.stderr(format!("{text}\n")).await;
     reporter.update(Update::FailureReason(reason.to_owned())).await;
     reporter.update(Update::Other("vm_error".to_owned(), sentence.into())).await;
     reporter.update(Update::Rc(rc)).await;

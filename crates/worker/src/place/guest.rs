@@ -36,8 +36,15 @@ impl Guest {
         /// More than a directory's names or a file's numbers ever need.
         const LIMIT: usize = 16 << 20;
         let exec = ssh::Exec::argv(argv.iter().map(|word| word.as_bytes()));
-        let process = self.0.session.exec(exec).await.map_err(io::Error::other)?;
-        let output = process.output(LIMIT).await.map_err(io::Error::other)?;
+        let process = match self.0.session.exec(exec).await {
+            Ok(process) => process,
+            Err(error) => return Err(self.exec_error(error).await),
+        };
+        let output = match process.output(LIMIT).await {
+            Ok(output) => output,
+            Err(ssh::OutputError::Lost(lost)) => return Err(self.lost(&lost).await),
+            Err(error) => return Err(io::Error::other(error)),
+        };
         if output.exit.is_success() {
             return Ok(output.stdout);
         }
@@ -150,7 +157,10 @@ impl Place for Guest {
     async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
         let from = format!("+{}", offset.saturating_add(1));
         let exec = ssh::Exec::argv([b"tail".as_slice(), b"-c", from.as_bytes(), b"--", path.as_os_str().as_bytes()]);
-        let mut process = self.0.session.exec(exec).await.map_err(io::Error::other)?;
+        let mut process = match self.0.session.exec(exec).await {
+            Ok(process) => process,
+            Err(error) => return Err(self.exec_error(error).await),
+        };
         let (reader, mut writer) = tokio::io::duplex(64 * 1024);
         // Ends with the program, or when the reader is dropped.
         tokio::spawn(async move {
@@ -175,6 +185,18 @@ impl Place for Guest {
 }
 
 impl Guest {
+    async fn exec_error(&self, error: ssh::ExecError) -> io::Error {
+        match error {
+            ssh::ExecError::Lost(lost) => self.lost(&lost).await,
+            other => io::Error::other(other),
+        }
+    }
+
+    /// The error that says that the guest itself is gone.
+    async fn lost(&self, lost: &ssh::Lost) -> io::Error {
+        io::Error::new(io::ErrorKind::NotConnected, cause(&self.0, lost).await)
+    }
+
     async fn spawn_error(&self, program: &Program, error: ssh::ExecError) -> SpawnError {
         match error {
             ssh::ExecError::EnterDir { .. } | ssh::ExecError::MakeDir { .. } => {

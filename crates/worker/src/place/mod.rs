@@ -51,8 +51,8 @@ pub(crate) trait Place: Send + Sync {
     /// Opens a file for reading, from `offset` bytes on.
     async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>>;
 
-    /// Creates or truncates a file for writing and sets its permission bits. What was written counts once
-    /// `AsyncWriteExt::shutdown` has returned.
+    /// Opens a new file that takes the place of `path`, with these permission bits or those of the old one. It does so
+    /// when `AsyncWriteExt::shutdown` returns; dropped before, it is gone and the old one is as it was.
     async fn write(&self, path: &Path, mode: Option<u32>) -> io::Result<Box<dyn AsyncWrite + Send + Unpin>>;
 
     /// A tar archive of what is in a directory; the names in it are relative to the directory.

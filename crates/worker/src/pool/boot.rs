@@ -9,15 +9,12 @@ use protocol::command::{Mode, Name};
 use ssh::{ConnectError, HostKeyPolicy, NotReady};
 use tokio::time::Instant;
 
-use super::machine::{self, Facts, Machine, description};
+use super::machine::{self, CONSOLE_TAIL, Facts, Machine, description, with_console};
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
 use super::{Census, Order, Pool, Progress, VmError};
 use crate::config::Image;
-
-/// How much of the console a failed boot shows, in bytes.
-const CONSOLE_TAIL: usize = 4000;
 
 impl Pool {
     pub(super) async fn boot(
@@ -179,11 +176,4 @@ async fn environment(session: &ssh::Session) -> anyhow::Result<Vec<(String, Stri
         .filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
         .collect())
-}
-
-fn with_console(error: &str, console: &str) -> String {
-    match console.trim() {
-        "" => format!("{error}; its console is empty"),
-        console => format!("{error}; its console's last lines:\n{console}"),
-    }
 }

@@ -127,19 +127,20 @@ impl Machine {
 
     /// Waits for QEMU's end, then frees what the machine occupied. The machine's one task.
     pub(super) async fn watch(&self) -> Status {
-        let exit = self.vm.exited().await;
+        let why = tokio::select! {
+            exit = self.vm.exited() => format!("qemu exited with {exit}"),
+            halt = self.vm.halted() => {
+                // It would stand still for ever, and so would whoever waits for its guest.
+                self.end().await;
+                halt.to_string()
+            }
+        };
         let status = if self.stopping.load(Ordering::Relaxed) {
             Status::Stopped
         } else {
-            let console = self.vm.console_tail(2000).unwrap_or_default();
-            let vm = &self.facts.owner.vm;
-            let reason = match console.trim_end() {
-                "" => format!("vm '{vm}' ended by itself: qemu exited with {exit}"),
-                console => {
-                    format!("vm '{vm}' ended by itself: qemu exited with {exit}; its console's last lines:\n{console}")
-                }
-            };
-            Status::Died { reason }
+            let console = self.vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
+            let sentence = format!("vm '{}' ended by itself: {why}", self.facts.owner.vm);
+            Status::Died { reason: with_console(&sentence, &console) }
         };
         drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.status.send_replace(status.clone());
@@ -167,6 +168,13 @@ impl Machine {
         let _ = status.wait_for(|status| *status != Status::Up).await;
         let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
         Stopped { how, after: ended.after }
+    }
+
+    /// Ends a machine whose guest is stopped for good.
+    async fn end(&self) {
+        if let Err(stuck) = self.vm.shutdown(Shutdown::from(Rung::Quit)).await {
+            error!(slot = self.facts.slot, "{stuck}");
+        }
     }
 
     /// What the master is told of it (`vm` in the updates of `vm_start` and `vm_info`).
@@ -203,6 +211,17 @@ async fn power_off(session: Session, command: String) -> Result<(), ssh::ExecErr
 
 /// The generation of an image's disk as the configuration gives it.
 const GENERATION: u32 = 1;
+
+/// How much of the console is shown for a machine that failed, in bytes.
+pub(super) const CONSOLE_TAIL: usize = 4000;
+
+/// A sentence, and below it the console's last lines.
+pub(super) fn with_console(sentence: &str, console: &str) -> String {
+    match console.trim() {
+        "" => format!("{sentence}; its console is empty"),
+        console => format!("{sentence}; its console's last lines:\n{console}"),
+    }
+}
 
 /// The disk that an image's overlays are made on.
 pub(super) fn base(image: &Image) -> qemu::Base {
