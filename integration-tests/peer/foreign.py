@@ -52,6 +52,7 @@ class ForeignWorker(AsyncService):
 
     program: Path
     log: Path
+    state_dir: Path
 
     def __init__(  # noqa: PLR0917
         self,
@@ -89,8 +90,14 @@ class ForeignWorker(AsyncService):
         }
         command = [str(self.program), "run", *(f"--{flag}={value}" for flag, value in arguments.items())]
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
-        # A test has 60 seconds, of which few shall go into waiting for another attempt to connect.
-        environment |= {"LANG": "C.UTF-8", "KVM_WORKER__CONNECTION__RETRY_MAX": "2"}
+        environment |= {
+            "LANG": "C.UTF-8",
+            # A test has 60 seconds, of which few shall go into waiting for another attempt to connect.
+            "KVM_WORKER__CONNECTION__RETRY_MAX": "2",
+            # The default is beside the basedir, and trial's paths are too long for the sockets in there.
+            "KVM_WORKER__POOL__STATE_DIR": str(self.state_dir),
+            "KVM_WORKER__POOL__ACCEL": "tcg",
+        }
         self.output = Output(self.log)
         self.process = spawn(self.output, command[0], args=command, env=environment)
         self.worker = self.master.workers.getWorkerByName(self.worker_name)
@@ -119,10 +126,11 @@ class ForeignWorker(AsyncService):
             self.process.signalProcess(name)
 
 
-def install(program: Path, log: Path) -> None:
+def install(program: Path, log: Path, state_dir: Path) -> None:
     """Make all tests from now on start a program, and their masters listen on loopback only."""
     ForeignWorker.program = program
     ForeignWorker.log = log
+    ForeignWorker.state_dir = state_dir
     # What is in this variable does not matter: that it is there makes the tests start a worker outside their process.
     os.environ["SANDBOXED_WORKER_PATH"] = str(program)
     integration.SandboxedWorker = ForeignWorker

@@ -54,7 +54,7 @@ def main() -> int:
     sys.path.insert(0, str(source))
     with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
         log = arguments.log or Path(scratch) / "worker.log"
-        prepare(arguments.worker.resolve(), log.absolute())
+        prepare(arguments.worker.resolve(), log.absolute(), Path(scratch) / "vms")
         selection = select(arguments.names)
         if arguments.names and not selection.tests.countTestCases():
             print("Buildbot's interop tests: 0 passed, 0 failed: none of them has such a name")
@@ -62,7 +62,7 @@ def main() -> int:
         return run(selection, Path(scratch) / "trial", log)
 
 
-def prepare(worker: Path, log: Path) -> None:
+def prepare(worker: Path, log: Path, state_dir: Path) -> None:
     """Import Buildbot's tests and put the program in the place of their worker."""
     import buildbot.test  # noqa: F401
 
@@ -73,7 +73,7 @@ def prepare(worker: Path, log: Path) -> None:
 
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
-    foreign.install(worker, log)
+    foreign.install(worker, log, state_dir)
 
 
 def select(names: list[str]) -> Selection:

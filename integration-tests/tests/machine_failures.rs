@@ -167,15 +167,17 @@ fn machines_go_with_a_worker_that_is_told_to_stop() -> Result<()> {
 }
 
 #[test]
-fn machines_of_a_worker_that_crashed_are_ended_by_the_next() -> Result<()> {
+fn machines_of_a_worker_that_crashed_are_cleaned_up_by_the_next() -> Result<()> {
     let mut rig = Rig::with_machine(TWO_TRIES)?;
     let request = rig.master.force("build")?;
     rig.master.printed(request, "working", WITH_GUESTS)?;
     let orphan = rig.host.machine()?;
     rig.worker.kill()?;
-    ensure!(rig.host.machine()? == orphan, "the machine went with the worker: nothing is left to be ended");
+    // Whether QEMU dies with its worker or not, nobody was there to clean up after it.
+    let slot = rig.host.state_dir().join("slots/0");
+    ensure!(slot.exists(), "{} went with the worker: nothing is left to be cleaned up", slot.display());
     rig.worker = rig.host.attach(&rig.master)?;
-    rig.worker.transcript().find(&format!("{}", orphan.pid), SOON)?;
+    rig.worker.transcript().find(&format!("pid={}", orphan.pid), SOON)?;
     ensure!(!rig.host.running()?.contains(&orphan), "{orphan:?} still runs");
     retried(&rig.master, request, WITH_GUESTS)?;
     rig.host.slots_clean()?;
