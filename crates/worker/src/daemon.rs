@@ -266,9 +266,10 @@ impl Daemon {
     async fn stop(mut self, why: &str) -> anyhow::Result<()> {
         info!("stopping: {why}");
         self.abandon_commands();
-        // Without a link and a listener the line says goodbye and ends.
-        self.link = None;
+        // Without a listener and a link the line says goodbye and ends, in this order: one without a link alone would
+        // try again.
         self.events.close();
+        self.link = None;
         let ending = async {
             let commands = async { while self.tasks.join_next().await.is_some() {} };
             if tokio::time::timeout(COMMANDS_END, commands).await.is_err() {
