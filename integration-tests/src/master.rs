@@ -207,6 +207,12 @@ impl Master {
         self.rest.call(&format!("workers/{worker}"), "kill", &json!({ "reason": "the test wants it" })).map(drop)
     }
 
+    /// What a worker that is connected, or was, has told about itself.
+    pub fn worker_info(&self, worker: &str) -> Result<Value> {
+        let mut workers: Vec<Value> = self.rest.get(&format!("workers/{worker}"), "workers")?;
+        Ok(workers.pop().context("the master has no such worker")?["workerinfo"].take())
+    }
+
     /// Waits until a worker is connected and has its builders; `mark` is of [`Master::transcript`].
     pub fn attached(&self, mark: usize, worker: &str) -> Result<()> {
         self.transcript().find_from(mark, &format!("Worker {worker} attached to"), SOON).map(drop)

@@ -1,5 +1,6 @@
 //! The line to the master: how it is made, what is said when it can't be, and what happens to builds when it is lost.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -25,6 +26,25 @@ fn wrong_password_is_told_and_tried_again_with_patience() -> Result<()> {
     ensure!(begun.elapsed() > Duration::from_secs(2), "4 attempts in {:?}", begun.elapsed());
     let attempts = master.transcript().lines(|line| line.contains("Client connecting")).len();
     ensure!(attempts <= 5, "{attempts} connections for 4 attempts");
+    worker.stop()?;
+    host.nothing_left()
+}
+
+#[test]
+fn master_is_told_who_this_worker_is() -> Result<()> {
+    let master = Master::building("")?;
+    let host = KvmHost::of(&master)?;
+    let info = host.basedir().join("info");
+    fs::create_dir_all(&info)?;
+    fs::write(info.join("admin"), "Ada <ada@example.org>\n")?;
+    fs::write(info.join("host"), "a machine in the corner\n")?;
+    let mut worker = host.attach(&master)?;
+    let told = master.worker_info(Master::WORKER)?;
+    assert_eq!(
+        (&told["admin"], &told["host"]),
+        (&"Ada <ada@example.org>\n".into(), &"a machine in the corner\n".into())
+    );
+    ensure!(told["version"].as_str().is_some_and(|version| !version.is_empty()), "no version in {told}");
     worker.stop()?;
     host.nothing_left()
 }

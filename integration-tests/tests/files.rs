@@ -110,6 +110,19 @@ fn property_is_what_the_command_printed() -> Result<()> {
     rig.finish()
 }
 
+/// The 4.3.0 master fails to set the times over MessagePack, after it has taken the file; its own worker then fails the
+/// command, and the build with it.
+#[test]
+fn upload_that_keeps_its_times_is_not_lost_over_them() -> Result<()> {
+    let rig = Rig::building(
+        r#"steps.ShellCommand(name="make", command="echo text > file"),
+           steps.FileUpload(workersrc="file", masterdest="kept", keepstamp=True),"#,
+    )?;
+    rig.run()?.succeeded()?;
+    assert_eq!(fs::read_to_string(rig.master.path("kept"))?, "text\n");
+    rig.finish()
+}
+
 /// The 4.3.0 master answers each read of a download over MessagePack with nothing: the file would be empty, and the
 /// step green.
 #[test]

@@ -1,6 +1,7 @@
 //! Machines that don't start, die, or are left behind: what the master is told, and that their slot is free again.
 
 use std::fs;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{Build, Guest, Results, Rig, SOON, WITH_GUESTS, contains_all, retried};
@@ -59,6 +60,16 @@ fn words_of_a_qemu_that_refuses_are_shown() -> Result<()> {
 fn guest_with_another_host_key_is_refused() -> Result<()> {
     let other = fs::read_to_string(format!("{}.pub", Guest::plain()?.get("key").context("the guest has a key")?))?;
     fails_to_start(Guest::plain()?.with("host_key", other.trim()), &["host key"]).map(drop)
+}
+
+#[test]
+fn login_that_the_guest_refuses_is_not_tried_until_the_time_is_up() -> Result<()> {
+    let directory = tempfile::tempdir()?;
+    let key = directory.path().join("id_ed25519");
+    let made = Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key).output()?;
+    ensure!(made.status.success(), "ssh-keygen failed: {made:?}");
+    let guest = Guest::plain()?.with("key", key.display().to_string()).with("boot_timeout", 200);
+    fails_to_start(guest, &["buildbot@127.0.0.1", "authorized_keys"]).map(drop)
 }
 
 #[test]

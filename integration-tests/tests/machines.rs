@@ -16,6 +16,7 @@ fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
            steps.VMSetPropertyFromCommand(command=["echo", "made in the guest"], property="said"),
            steps.VMShellCommand(name="work", command="mkdir out && cp -a in/sub/file out/ && ln -s file out/link && seq 100000 > out/numbers"),
            steps.VMCopyOut(src="out", dest="out"),
+           steps.VMShellCommand(name="tell", command="echo told to the console | sudo tee /dev/ttyS0; sleep 1", console_log="kernel"),
            steps.VMShellCommand(name="fail", command="exit 7", flunkOnFailure=False),
            steps.StopVM(),"#,
     )?;
@@ -35,6 +36,7 @@ fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
     assert_eq!(build.property("vm_ssh_port"), rig.host.ssh_port(0));
     contains_all(&build.step("fail")?.stdio().header, &["program finished with exit code 7"])?;
     contains_all(&build.step("start-vm")?.log("console").stdout, &["initrd: mounting /dev/vda"])?;
+    contains_all(&build.step("tell")?.log("kernel").stdout, &["told to the console\n"])?;
 
     let here = rig.host.basedir().join("build/build");
     let file = fs::metadata(here.join("out/file"))?;
@@ -108,6 +110,28 @@ fn stopping_a_build_ends_its_command_in_the_machine_and_then_the_machine() -> Re
     rig.host.slots_clean()?;
     build.ended(Results::Cancelled)?;
     assert_eq!(build.step("stop-vm")?.results, Some(Results::Success));
+    rig.finish()
+}
+
+#[test]
+fn copies_stay_below_the_basedir_on_the_host() -> Result<()> {
+    let rig = Rig::with_machine(
+        r#"steps.ShellCommand(name="make", command="ln -s ../../.. outside"),
+           steps.StartVM(image="plain"),
+           steps.VMCopyIn(name="in", src="/etc/hostname", dest="stolen", alwaysRun=True),
+           steps.VMCopyIn(name="in by link", src="outside/password", dest="stolen", alwaysRun=True),
+           steps.VMCopyOut(name="out", src="/etc/hostname", dest="../../../escaped", alwaysRun=True),
+           steps.VMCopyOut(name="out by link", src="/etc/hostname", dest="outside/escaped", alwaysRun=True),
+           steps.VMShellCommand(name="look", command="test -e stolen && cat stolen || echo nothing", alwaysRun=True),
+           steps.StopVM(),"#,
+    )?;
+    let build = rig.run()?;
+    for step in ["in", "in by link", "out", "out by link"] {
+        let step = build.step(step)?;
+        ensure!(matches!(step.results, Some(Results::Exception | Results::Failure)), "{}: {step:?}", step.name);
+    }
+    assert_eq!(build.step("look")?.stdio().stdout, "nothing\n");
+    ensure!(!rig.host.path("escaped").exists(), "a copy was written outside the basedir");
     rig.finish()
 }
 
