@@ -75,7 +75,12 @@ fn commands_in_a_machine_get_their_environment_and_obey_limits() -> Result<()> {
            steps.VMShellCommand(name="polite", command="trap 'echo cleaned up; exit 7' TERM; echo begun; sleep 1000 & wait",
                                 maxTime=3, sigtermTime=20, flunkOnFailure=False),
            steps.VMShellCommand(name="wordy", command="yes", max_lines=20, flunkOnFailure=False),
-           steps.VMShellCommand(name="left", command="pgrep --exact 'sleep|yes' || echo none"),
+           steps.VMShellCommand(name="left", command="""
+               for try in $(seq 20); do
+                   ps -eo stat,args | grep -qE '^[^Z].* (sleep 1000|yes)$' || { echo none; exit; }
+                   timeout 0.5 tail -f /dev/null
+               done
+               ps -ef"""),
            steps.StopVM(),"#,
     )?;
     let build = rig.run()?;
