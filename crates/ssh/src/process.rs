@@ -197,7 +197,8 @@ impl Signaller {
     /// daemons that left the session but kept its environment. Those of other users get it through `sudo -n`, if allowed.
     ///
     /// The ssh protocol's own signal request would reach the first process alone. `KILL` is repeated until no new
-    /// process shows up. Waits for a channel up to [`Timing::channel`](crate::Timing::channel) and for the answer up to
+    /// process shows up; others are sent once, as what a process forks on `TERM` may be its cleaning up. To be sure that
+    /// nothing is left, send `KILL` in the end, also after the process itself has exited. Waits for a channel up to [`Timing::channel`](crate::Timing::channel) and for the answer up to
     /// [`Timing::start`](crate::Timing::start).
     pub async fn signal(&self, signal: Signal) -> Result<Signalled, SignalError> {
         signal::deliver(&self.shared, &self.tree, signal).await

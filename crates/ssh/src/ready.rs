@@ -75,7 +75,7 @@ pub enum NotReady {
 ///
 /// Cancel-safe: select against the end of the machine, which nobody here can see.
 pub async fn wait_until_ready(target: &Target, timing: &Timing, readiness: &Readiness) -> Result<Ready, NotReady> {
-    let mut boot = Boot { start: Instant::now(), tries: 0, refused: None, last: "nothing was tried".to_owned() };
+    let mut boot = Boot { start: Instant::now(), tries: 0, refused: None, last: "still under way".to_owned() };
     match timeout(readiness.timeout, boot.poll(target, timing, readiness)).await {
         Ok(Ok(session)) => Ok(Ready { session, waited: boot.start.elapsed(), tries: boot.tries }),
         Ok(Err(error)) => Err(NotReady::Refused(error)),

@@ -44,9 +44,9 @@ if [ "$kind" = directory ] && { [ -e "$final" ] || [ -L "$final" ]; }; then
 fi
 
 part=$parent.$mark.part
+mkdir -m 700 -- "$part" || fail other
 trap 'rm -rf -- "$part"' EXIT
 trap 'exit 3' HUP INT TERM PIPE
-mkdir -m 700 -- "$part" || fail other
 say fresh
 (cd -- "$part" && tar -xo$flags -f -) || fail other
 # tar takes a stream that was cut between two files for a complete one.

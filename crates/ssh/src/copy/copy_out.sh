@@ -18,6 +18,10 @@ elif [ -f "$from" ]; then
     case $from in
     */*) cd -- "${from%/*}/" || fail other ;;
     esac
+    # Such files have no size until they are read, and tar would copy them as empty.
+    case $(pwd -P)/ in
+    /proc/* | /sys/*) fail generated ;;
+    esac
     say file
     exec tar -chf - "./${from##*/}"
 elif [ -e "$from" ]; then

@@ -149,21 +149,40 @@ impl CopyError {
     pub(crate) fn guest(said: &str) -> Self {
         let side = Side::Guest;
         let has = |words: &str| said.contains(words);
-        let why = match said.is_empty() {
-            true => "its tools said nothing".to_owned(),
-            false => said.to_owned(),
-        };
+        let why = brief(said);
         match () {
-            () if has("No space left on device") || has("Disk quota exceeded") => Self::DiskFull { side, why },
-            () if has("Permission denied") || has("Read-only file system") || has("Operation not permitted") => {
+            // GNU tar and busybox tell of a write that was cut short without the reason, which is a full disk.
+            () if ["No space left on device", "Disk quota exceeded", "Wrote only", "short write"]
+                .into_iter()
+                .any(has) =>
+            {
+                Self::DiskFull { side, why }
+            }
+            () if ["Permission denied", "Read-only file system", "Operation not permitted"].into_iter().any(has) => {
                 Self::Denied { side, why }
             }
-            () if has("tar: not found") || has("tar: command not found") => {
+            () if ["tar: not found", "tar: command not found"].into_iter().any(has) => {
                 Self::Failed { side, why: "it has no tar: install tar or busybox there".to_owned() }
             }
             () => Self::Failed { side, why },
         }
     }
+}
+
+/// How many lines of the guest's tools go into an error.
+const MAX_LINES: usize = 3;
+
+/// Makes one line of many: the first ones say what is wrong, the others say it again.
+fn brief(said: &str) -> String {
+    let mut lines = said.lines();
+    let mut brief: Vec<&str> = lines.by_ref().take(MAX_LINES).collect();
+    if brief.is_empty() {
+        brief.push("its tools said nothing");
+    }
+    if lines.next().is_some() {
+        brief.push("and so on");
+    }
+    brief.join("; ")
 }
 
 #[cfg(test)]
@@ -179,7 +198,11 @@ mod tests {
         check("tar: a: Cannot write: No space left on device", |why| CopyError::DiskFull { side: Side::Guest, why });
         check("tar: can't open 'a': Permission denied", |why| CopyError::Denied { side: Side::Guest, why });
         check("mkdir: a: Read-only file system", |why| CopyError::Denied { side: Side::Guest, why });
+        check("tar: data: Wrote only 512 of 10240 bytes", |why| CopyError::DiskFull { side: Side::Guest, why });
         check("tar: short read", |why| CopyError::Failed { side: Side::Guest, why });
+        let many = CopyError::guest("a\nb\nc\nd\ne");
+        assert_eq!(many, CopyError::Failed { side, why: "a; b; c; and so on".to_owned() });
+        assert_eq!(CopyError::guest(""), CopyError::Failed { side, why: "its tools said nothing".to_owned() });
         let why = "it has no tar: install tar or busybox there".to_owned();
         assert_eq!(CopyError::guest("sh: 1: tar: not found"), CopyError::Failed { side, why });
     }

@@ -124,6 +124,10 @@ impl Script {
             Some("missing-or-denied") if !said.contains("Permission denied") => CopyError::Missing { side, path },
             Some("directory-in-the-way") => CopyError::InTheWay { side, path, why: "it is a directory" },
             Some("file-in-the-way") => CopyError::InTheWay { side, path, why: "it is not a directory" },
+            Some("generated") => {
+                let why = format!("{path} is made up by the kernel as it is read: copy a copy of it");
+                CopyError::Failed { side, why }
+            }
             _ if said.is_empty() => CopyError::guest(&format!("its part ended with {exit}")),
             _ => CopyError::guest(&said),
         })

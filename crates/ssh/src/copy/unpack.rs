@@ -100,7 +100,7 @@ impl Unpack<'_> {
                 self.place(&path, |unpack, parent, name| unpack.hardlink(parent, name, &path, &target))
             }
             Kind::Special { what } => {
-                self.tally.skip(&entry.path, what);
+                self.tally.skip(path.as_os_str().as_bytes(), what);
                 Ok(())
             }
         }

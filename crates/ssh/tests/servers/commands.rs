@@ -106,8 +106,8 @@ async fn input_is_streamed_and_ends() {
         stdin.write("one").await.expect("cat reads");
         assert_eq!(process.next().await, Ok(Some(Event::Stdout(Bytes::from_static(b"one")))), "{kind:?}");
         // More than all windows and pipes on the way hold.
-        let much = Bytes::from(vec![b'x'; 20 << 20]);
-        let (reading, writing) = (process.output(30 << 20), async {
+        let much = Bytes::from(vec![b'x'; 6 << 20]);
+        let (reading, writing) = (process.output(10 << 20), async {
             stdin.write(much.clone()).await.expect("cat reads");
             stdin.close().await;
         });
@@ -171,13 +171,13 @@ async fn more_commands_than_channels_wait_for_one() {
         let server = Server::with(Kind::OpenSsh, &format!("MaxSessions {sessions}"));
         let session = server.session_with(&Timing { channels, ..Timing::default() }).await;
         let mut running = JoinSet::new();
-        for number in 0..40 {
+        for number in 0..20 {
             let session = session.clone();
             running.spawn(async move { output(&session, Exec::shell(format!("echo {number}"))).await.stdout });
         }
         let mut outputs = timeout(SOON, running.join_all()).await.expect("all get their turn");
         outputs.sort();
-        let mut expected: Vec<_> = (0..40).map(|number| format!("{number}\n").into_bytes()).collect();
+        let mut expected: Vec<_> = (0..20).map(|number| format!("{number}\n").into_bytes()).collect();
         expected.sort();
         assert_eq!(outputs, expected);
     }
@@ -302,8 +302,9 @@ async fn a_signal_can_be_caught_and_leaves_strangers_alone() {
         let mut process = session.exec(exec).await.expect("a process");
         assert_eq!(process.next().await, Ok(Some(Event::Stdout(Bytes::from_static(b"ready\n")))));
         process.signal(Signal::Int).await.expect("the signal is sent");
-        assert_eq!(process.next().await, Ok(Some(Event::Stdout(Bytes::from_static(b"caught\n")))), "{kind:?}");
-        assert_eq!(exit(&mut process).await, Exit::Code(9));
+        // The server may tell of the exit before it has read all output.
+        let ended = timeout(SOON, process.output(100)).await.expect("an end").expect("its output");
+        assert_eq!((ended.stdout.as_slice(), ended.exit), (&b"caught\n"[..], Exit::Code(9)), "{kind:?}");
         stranger.take_stdin().expect("an input").write("still\n").await.expect("it reads");
         assert_eq!(stranger.output(100).await.expect("output").stdout, b"still\n");
     }

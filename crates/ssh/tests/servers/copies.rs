@@ -206,6 +206,11 @@ async fn what_cannot_be_copied_is_said_with_its_side() {
             assert_eq!(refused, Err(CopyError::IsDirectory { side: here, path: path("dir") }));
             let special = copy(&session, way, Path::new("/dev/null"), &at("x")).await;
             assert_eq!(special, Err(CopyError::Special { side: here, path: "/dev/null".to_owned() }));
+            if let Way::Out = way {
+                let made_up = copy(&session, way, Path::new("/proc/self/environ"), &at("x")).await;
+                let error = made_up.expect_err("tar cannot copy it").to_string();
+                assert!(error.contains("made up by the kernel"), "{error}");
+            }
             let below = copy(&session, way, &at("file"), &at("file/below")).await.expect_err("a file is in the way");
             assert!(matches!(below, CopyError::Failed { side, .. } if side == there), "{below}");
             for limits in [Limits { bytes: 0, ..Limits::default() }, Limits { entries: 0, ..Limits::default() }] {
