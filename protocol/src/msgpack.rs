@@ -127,7 +127,8 @@ impl Fields {
                 let command_id = CommandId(self.text("command_id")?);
                 let name = self.text("command_name")?;
                 let args = self.obligatory("args")?;
-                let args = from_raw(args).and_then(text_only).map_err(|why| self.refuse(why))?;
+                let args = from_raw(args).map_err(|why| self.refuse(why))?;
+                let args = args.with_text_for_bytes().map_err(|why| self.refuse(why.to_owned()))?;
                 if !matches!(args, Value::Map(_)) {
                     return Err(self.refuse(format!("the args of {name} are not a map")));
                 }
@@ -188,18 +189,6 @@ fn from_raw(raw: Raw) -> Result<Value, String> {
                 .collect::<Result<_, String>>()?,
         ),
         Raw::Ext(kind, _) => return Err(format!("an extension value of type {kind}")),
-    })
-}
-
-/// Byte strings in arguments are text of an old master, at any depth.
-fn text_only(value: Value) -> Result<Value, String> {
-    Ok(match value {
-        Value::Bytes(bytes) => Value::Str(String::from_utf8(bytes).map_err(|_| "an argument is not UTF-8 text")?),
-        Value::List(items) => Value::List(items.into_iter().map(text_only).collect::<Result<_, _>>()?),
-        Value::Map(pairs) => Value::Map(
-            pairs.into_iter().map(|(key, value)| Ok((key, text_only(value)?))).collect::<Result<_, String>>()?,
-        ),
-        other => other,
     })
 }
 

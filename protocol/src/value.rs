@@ -40,6 +40,23 @@ impl Value {
         }
     }
 
+    /// The same value with text for its byte strings at any depth: in arguments they are the text of an old master.
+    pub(crate) fn with_text_for_bytes(self) -> Result<Value, &'static str> {
+        Ok(match self {
+            Value::Bytes(bytes) => Value::Str(String::from_utf8(bytes).map_err(|_| "an argument is not UTF-8 text")?),
+            Value::List(items) => {
+                Value::List(items.into_iter().map(Value::with_text_for_bytes).collect::<Result<_, _>>()?)
+            }
+            Value::Map(pairs) => Value::Map(
+                pairs
+                    .into_iter()
+                    .map(|(key, value)| Ok((key, value.with_text_for_bytes()?)))
+                    .collect::<Result<_, &'static str>>()?,
+            ),
+            other => other,
+        })
+    }
+
     /// What an error message calls this kind of value.
     pub fn kind(&self) -> &'static str {
         match self {

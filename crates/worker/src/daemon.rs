@@ -171,7 +171,11 @@ impl Daemon {
                 }
                 Ok(Value::Nil)
             }
-            Request::Print { .. } | Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
+            Request::Print { .. }
+            | Request::Keepalive
+            | Request::Shutdown
+            | Request::BuilderList(_)
+            | Request::StartBuild { .. } => Ok(Value::Nil),
         }
     }
 

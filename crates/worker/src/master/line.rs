@@ -225,7 +225,11 @@ impl Reader<'_> {
                 debug!(command_id = %start.command_id, command = start.name, builder = start.builder, "start command");
             }
             Request::Interrupt { command_id, .. } => debug!(%command_id, "interrupt command"),
-            Request::Keepalive | Request::Settings(_) | Request::Shutdown => debug!(?request, "request"),
+            Request::Keepalive
+            | Request::Settings(_)
+            | Request::BuilderList(_)
+            | Request::StartBuild { .. }
+            | Request::Shutdown => debug!(?request, "request"),
         }
     }
 }
