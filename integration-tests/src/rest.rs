@@ -17,8 +17,12 @@ pub(crate) struct Rest {
 impl Rest {
     /// A client for the master whose web server has a port of the loopback interface.
     pub(crate) fn new(port: u16) -> Rest {
-        let config =
-            Agent::config_builder().timeout_global(Some(Duration::from_secs(60))).http_status_as_error(false).build();
+        // The master ends a connection that was idle for a minute, perhaps just when it is about to be used again.
+        let config = Agent::config_builder()
+            .max_idle_connections(0)
+            .timeout_global(Some(Duration::from_secs(60)))
+            .http_status_as_error(false)
+            .build();
         Rest { agent: Agent::new_with_config(config), base: format!("http://127.0.0.1:{port}/api/v2") }
     }
 
