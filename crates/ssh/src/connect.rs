@@ -27,12 +27,8 @@ pub(crate) struct Connected {
     pub host_key: HostKey,
 }
 
-/// Makes one connection. Everything in it is bounded by `timing`, and dropping the future ends it.
-pub(crate) async fn connect(
-    target: &Target,
-    timing: &Timing,
-    state: watch::Sender<State>,
-) -> Result<Connected, ConnectError> {
+/// Connects and waits for the server's banner, each bounded by `timing`.
+pub(crate) async fn reach(target: &Target, timing: &Timing) -> Result<TcpStream, ConnectError> {
     let not_ready = |why: String| ConnectError::NotReady { target: target.to_string(), why };
     let stream = within(timing.connect, TcpStream::connect(target.address), "no TCP connection")
         .await
@@ -41,8 +37,18 @@ pub(crate) async fn connect(
     // Keystrokes and signals must not wait for Nagle's algorithm; without it the session still works.
     let _ = stream.set_nodelay(true);
     banner(&stream, target, timing).await?;
-    let login = login(stream, target, timing, state);
-    within(timing.login, login, "no login").await.map_err(not_ready)?
+    Ok(stream)
+}
+
+/// Exchanges keys and logs in, bounded by `timing`.
+pub(crate) async fn login(
+    stream: TcpStream,
+    target: &Target,
+    timing: &Timing,
+    state: watch::Sender<State>,
+) -> Result<Connected, ConnectError> {
+    let not_ready = |why: String| ConnectError::NotReady { target: target.to_string(), why };
+    within(timing.login, handshake(stream, target, timing, state), "no login").await.map_err(not_ready)?
 }
 
 /// Waits for a future, or says for how long it was waited for in vain.
@@ -75,7 +81,7 @@ async fn banner(stream: &TcpStream, target: &Target, timing: &Timing) -> Result<
     })
 }
 
-async fn login(
+async fn handshake(
     stream: TcpStream,
     target: &Target,
     timing: &Timing,

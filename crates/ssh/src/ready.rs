@@ -2,22 +2,22 @@
 
 use std::time::Duration;
 
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{ConnectError, Exec, Exit, OutputError, Session, Target, Timing};
+use crate::{ConnectError, Exec, Exit, OutputError, Session, Target, Timing, connect};
 
 /// The pause after a first try that failed; it grows to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
-/// How long a try may wait for the first byte at least, and at most [`Timing::banner`]. QEMU's user network accepts a
-/// connection before the guest's network is up and then asks the guest for it every few seconds only, while a new
-/// connection is asked for at once.
-const BANNER: Duration = Duration::from_secs(1);
+/// How long to wait for a server's first byte before trying another connection beside the one that waits: one that
+/// QEMU's user network accepted before the guest's network was up is answered late or never, while a new one is.
+const BESIDE: Duration = Duration::from_secs(1);
 
-/// The part of the time since the start that one try may wait for the first byte: what a useless try costs is in
-/// proportion to the boot, and a guest that is slow to answer gets the time it needs.
-const BANNER_PART: u32 = 8;
+/// How many connections may wait side by side; sshd refuses some from 10 on.
+const BESIDE_MAX: usize = 8;
 
 /// What the readiness command may print, in bytes.
 const MAX_OUTPUT: usize = 64 * 1024;
@@ -93,13 +93,9 @@ struct Boot {
 
 impl Boot {
     async fn poll(&mut self, target: &Target, timing: &Timing, readiness: &Readiness) -> Result<Session, ConnectError> {
-        let mut timing = timing.clone();
-        let banner_max = timing.banner;
         let mut pause = PAUSE;
         loop {
-            self.tries += 1;
-            timing.banner = (self.start.elapsed() / BANNER_PART).max(BANNER).min(banner_max);
-            match Session::connect(target, &timing).await {
+            match self.session(target, timing).await {
                 Ok(session) => match asked(&session, readiness).await {
                     Ok(()) => return Ok(session),
                     Err(why) => self.failed(why),
@@ -109,6 +105,28 @@ impl Boot {
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
+        }
+    }
+
+    async fn session(&mut self, target: &Target, timing: &Timing) -> Result<Session, ConnectError> {
+        let stream = self.reach(target, timing).await?;
+        Session::log_in(stream, target, timing).await
+    }
+
+    /// Connects, more than once if the server is silent; the first that ends counts, however it does.
+    async fn reach(&mut self, target: &Target, timing: &Timing) -> Result<TcpStream, ConnectError> {
+        // Dropped, it aborts those that still wait.
+        let mut waiting = JoinSet::new();
+        loop {
+            if waiting.len() < BESIDE_MAX {
+                self.tries += 1;
+                let (target, timing) = (target.clone(), timing.clone());
+                waiting.spawn(async move { connect::reach(&target, &timing).await });
+            }
+            // No task of these panics or is aborted while the set lives.
+            if let Ok(Some(Ok(reached))) = timeout(BESIDE, waiting.join_next()).await {
+                return reached;
+            }
         }
     }
 

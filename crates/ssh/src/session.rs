@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use russh::Disconnect;
 use russh::client::Handle;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -59,8 +60,14 @@ impl State {
 impl Session {
     /// Makes one try to connect and log in, each part of it bounded by `timing`. Dropping the future ends the try.
     pub async fn connect(target: &Target, timing: &Timing) -> Result<Self, ConnectError> {
+        let stream = connect::reach(target, timing).await?;
+        Self::log_in(stream, target, timing).await
+    }
+
+    /// Makes a session of a connection whose server has said its banner.
+    pub(crate) async fn log_in(stream: TcpStream, target: &Target, timing: &Timing) -> Result<Self, ConnectError> {
         let state = watch::Sender::new(State::default());
-        let Connected { handle, host_key } = connect::connect(target, timing, state.clone()).await?;
+        let Connected { handle, host_key } = connect::login(stream, target, timing, state.clone()).await?;
         tracing::debug!(%target, host_key = %host_key.fingerprint(), "ssh session established");
         let channels = Channels::new(timing.channels);
         let shared = Shared { handle, channels, timing: timing.clone(), state, target: target.to_string(), host_key };

@@ -186,6 +186,7 @@ async fn a_booting_guest_is_waited_for() {
     let target = Target { address, ..server.target() };
     let ready = wait_until_ready(&target, &Timing::default(), &Readiness::within(SOON)).await.expect("ready");
     assert_eq!((ready.tries, count.load(Ordering::SeqCst)), (5, 5));
+    assert!(ready.waited < Timing::default().banner, "the silent connection was waited for: {:?}", ready.waited);
     assert!(!ready.session.is_lost());
 }
 
