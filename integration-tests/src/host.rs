@@ -154,6 +154,19 @@ impl KvmHost {
         Ok(())
     }
 
+    /// Kills all processes of this host.
+    pub fn kill_all(&self) -> Result<()> {
+        for process in self.running()? {
+            // One may end because another was killed.
+            if let Err(error) = self.kill(&process) {
+                eprintln!("{error:#}");
+            }
+        }
+        let left = self.running()?;
+        ensure!(left.is_empty(), "these still run: {left:#?}");
+        Ok(())
+    }
+
     /// Checks that nothing is left of a worker that has ended, and of its machines and commands.
     pub fn nothing_left(&self) -> Result<()> {
         self.becomes("nothing runs", |host| {
@@ -231,11 +244,8 @@ impl KvmHost {
 
 impl Drop for KvmHost {
     fn drop(&mut self) {
-        for process in self.running().unwrap_or_default() {
-            eprintln!("killing what was left: {process:?}");
-            if let Err(error) = self.kill(&process) {
-                eprintln!("{error:#}");
-            }
+        if let Err(error) = self.kill_all() {
+            eprintln!("{error:#}");
         }
     }
 }
