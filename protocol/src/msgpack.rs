@@ -311,4 +311,4 @@ fn triple(lines: &Lines) -> (&str, &[u32], &[f64]) {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -31,6 +31,17 @@ fn recorded(direction: &str) -> Vec<(String, Json)> {
     messages
 }
 
+/// The commands of builds that a recording starts.
+pub(crate) fn recorded_commands(file: &str) -> Vec<StartCommand> {
+    let is_there = |place: &str| place.contains(&format!("/{file}:"));
+    let messages = recorded("M->W").into_iter().filter(|(place, _)| is_there(place));
+    let starts = messages.filter_map(|(_, json)| match decode(&wire(&json)) {
+        Ok(Incoming::Request { request: Request::StartCommand(start), .. }) => Some(start),
+        _ => None,
+    });
+    starts.filter(|start| start.builder.is_some()).collect()
+}
+
 fn raw(json: &Json) -> Raw {
     match json {
         Json::Object(map) if map.contains_key("$bytes_len") => Raw::Binary(bytes(json)),

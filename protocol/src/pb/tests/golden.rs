@@ -10,8 +10,9 @@ use super::super::banana::Expression;
 use super::super::jelly::Jelly;
 use super::super::{Connection, Event, Refusal};
 use super::{expression, sent, shown, wire};
-use crate::message::{Call, CommandId, Incoming, Lines, Request, SeqNumber, Stream, Update};
-use crate::{Invocation, Value};
+use crate::message::{Call, CommandId, Incoming, Lines, Request, SeqNumber, StartCommand, Stream, Update};
+use crate::msgpack::tests::recorded_commands;
+use crate::{Command, Invocation, Value};
 
 fn recordings() -> Vec<PathBuf> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("golden");
@@ -420,4 +421,45 @@ fn a_refused_login_says_why() {
     assert_eq!(refusals("pb-wrong-password"), unauthorized());
     assert_eq!(refusals("pb-unknown-worker"), unauthorized());
     assert_eq!(refusals("pb-duplicate"), refused(Refusal::Duplicate, "rejecting duplicate worker"));
+}
+
+/// What the master wants in a scenario: in any order, every path in its plainest form.
+fn wanted(starts: &[StartCommand]) -> Vec<String> {
+    let mut wanted = Vec::new();
+    for mut invocation in starts.iter().filter_map(|start| Invocation::parse(start).ok()) {
+        invocation.command.map_paths(|path| {
+            let absolute = Path::new("/srv/worker/cap").join(path);
+            // Some workers were recorded in a directory of their own.
+            match absolute.strip_prefix("/srv") {
+                Ok(below) => Path::new("/srv/worker").join(below.components().skip(1).collect::<PathBuf>()),
+                Err(_) => absolute,
+            }
+        });
+        if let Command::Shell(shell) = &mut invocation.command {
+            shell.env.sort_by(|(a, _), (b, _)| a.cmp(b));
+        }
+        wanted.push(format!("{invocation:?}"));
+    }
+    wanted.sort();
+    wanted
+}
+
+#[test]
+fn both_protocols_ask_for_the_same() {
+    let mut compared = 0;
+    for (name, outcome) in all(4096) {
+        let scenario = name.strip_prefix("pb-").unwrap();
+        // Its command is another one over each protocol.
+        if scenario == "lost-mid-command" {
+            continue;
+        }
+        let starts = outcome.events.into_iter().filter_map(|event| match event {
+            Event::Incoming(Incoming::Request { request: Request::StartCommand(start), .. }) => Some(start),
+            _ => None,
+        });
+        let over_pb = wanted(&starts.collect::<Vec<_>>());
+        compared += over_pb.len();
+        assert_eq!(over_pb, wanted(&recorded_commands(&format!("msgpack-{scenario}.jsonl"))), "{scenario}");
+    }
+    assert!(compared > 60, "only {compared} commands");
 }
