@@ -64,8 +64,8 @@ pub enum Request {
     /// How output is to be cut and batched, for commands started from now on. Not over PB: there it is
     /// [`Settings::default`].
     Settings(Settings),
-    /// All builders of this worker, each with the name of its directory in the worker's base directory. PB alone: a
-    /// msgpack master makes and removes the directories itself.
+    /// All builders of this worker, each with the name of its directory in the worker's base directory. What
+    /// runs at other builders is over. PB alone: a msgpack master makes and removes the directories itself.
     BuilderList(Vec<(String, String)>),
     /// A build of a builder begins, so its last one is over. PB alone.
     StartBuild {

@@ -175,7 +175,8 @@ impl Connection {
 
     /// Answers a request of the master. A number that needs no answer, or had one, is ignored.
     ///
-    /// On success a [`Request::BuilderList`](crate::Request::BuilderList) is answered with references to the builders, whatever the reply says.
+    /// On success a [`Request::BuilderList`](crate::Request::BuilderList) is answered with references to the builders,
+    /// whatever the reply says; commands of builders that are not in the list can't call any more.
     pub fn reply(&mut self, seq: SeqNumber, reply: &Reply) {
         let Some(Asked { answer_required, about }) = self.asked.remove(&seq) else { return };
         match (reply, about) {
