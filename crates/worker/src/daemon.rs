@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::{Instrument, debug, info, info_span, warn};
 
+use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
 use crate::info::{self, PoolState};
@@ -72,6 +73,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         settings: Arc::new(Settings::default()),
         link: None,
         running: HashMap::new(),
+        builders: Builders::default(),
         tasks: JoinSet::new(),
         events,
         line: tokio::spawn(line.keep(line_events)),
@@ -89,11 +91,18 @@ struct Daemon {
     settings: Arc<Settings>,
     /// What commands are started with; none while there is no line.
     link: Option<MasterLink>,
-    running: HashMap<CommandId, Interrupter>,
+    running: HashMap<CommandId, Running>,
+    builders: Builders,
     tasks: JoinSet<CommandId>,
     events: mpsc::Receiver<LineEvent>,
     line: JoinHandle<()>,
     signals: StopSignals,
+}
+
+/// A command that runs.
+struct Running {
+    interrupter: Interrupter,
+    builder: Option<String>,
 }
 
 impl Daemon {
@@ -145,14 +154,13 @@ impl Daemon {
     fn line_lost(&mut self) {
         self.link = None;
         self.abandon_commands();
-        let pool = self.pool.clone();
-        tokio::spawn(async move { pool.release_all("the line to the master was lost").await });
+        tokio::spawn(self.pool.release_all("the line to the master was lost"));
     }
 
     fn abandon_commands(&mut self) {
-        for (command_id, interrupter) in self.running.drain() {
+        for (command_id, running) in self.running.drain() {
             info!(%command_id, "command abandoned");
-            interrupter.abandon();
+            running.interrupter.abandon();
         }
     }
 
@@ -166,17 +174,36 @@ impl Daemon {
             Request::StartCommand(start) => self.start_command(start),
             Request::Interrupt { command_id, why } => {
                 match self.running.get(&command_id) {
-                    Some(interrupter) => interrupter.interrupt(why),
+                    Some(running) => running.interrupter.interrupt(why),
                     None => debug!(%command_id, "the command to interrupt has ended"),
                 }
                 Ok(Value::Nil)
             }
-            Request::Print { .. }
-            | Request::Keepalive
-            | Request::Shutdown
-            | Request::BuilderList(_)
-            | Request::StartBuild { .. } => Ok(Value::Nil),
+            Request::BuilderList(list) => self.builder_list(list),
+            Request::StartBuild { builder } => {
+                self.release(&builder, "the builder's next build begins");
+                Ok(Value::Nil)
+            }
+            Request::Print { .. } | Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
         }
+    }
+
+    fn builder_list(&mut self, list: Vec<(String, String)>) -> Reply {
+        let worker = &self.config.worker;
+        let gone = self.builders.replace(list, &worker.basedir).map_err(|error| error.to_string())?;
+        self.builders.leftovers(&worker.basedir, worker.delete_leftover_dirs);
+        for builder in gone {
+            for running in self.running.values().filter(|running| running.builder.as_ref() == Some(&builder)) {
+                running.interrupter.abandon();
+            }
+            self.release(&builder, "the builder is gone");
+        }
+        Ok(Value::Nil)
+    }
+
+    /// Stops what machines a builder has.
+    fn release(&self, builder: &str, why: &str) {
+        tokio::spawn(self.pool.release(builder, why));
     }
 
     fn pool_state(&self) -> PoolState {
@@ -195,31 +222,32 @@ impl Daemon {
             command_id: command_id.clone(),
             link: link.clone(),
             basedir: self.config.worker.basedir.clone(),
-            builder_dir: self.config.worker.basedir.clone(),
+            builder_dir: self.builders.directory(builder.as_deref(), &self.config.worker.basedir),
             interrupt,
         };
         let span = info_span!("command", %command_id, command = start.name, builder);
         let id = command_id.clone();
+        let running = Running { interrupter, builder: builder.clone() };
         let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
         match Invocation::parse(&start) {
             Ok(invocation) => {
                 let builder = start.builder.clone().unwrap_or_default();
                 let work = self.place(context, invocation, builder, reporter());
-                self.spawn(id, interrupter, work.instrument(span));
+                self.spawn(id, running, work.instrument(span));
                 Ok(Value::Nil)
             }
             // The steps of this worker's own commands show what is wrong with their arguments.
             Err(error) if start.name.starts_with("vm_") && is_about_arguments(&error) => {
                 let error = VmError::BadArguments(error.to_string());
-                self.spawn(id, interrupter, commands::vm::refuse(context, error, reporter()).instrument(span));
+                self.spawn(id, running, commands::vm::refuse(context, error, reporter()).instrument(span));
                 Ok(Value::Nil)
             }
             Err(error) => Err(error.to_string()),
         }
     }
 
-    fn spawn(&mut self, id: CommandId, interrupter: Interrupter, work: impl Future<Output = ()> + Send + 'static) {
-        self.running.insert(id.clone(), interrupter);
+    fn spawn(&mut self, id: CommandId, running: Running, work: impl Future<Output = ()> + Send + 'static) {
+        self.running.insert(id.clone(), running);
         self.tasks.spawn(async move {
             work.await;
             id

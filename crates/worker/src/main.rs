@@ -1,5 +1,6 @@
 //! kvm-worker: a Buildbot-compatible worker that runs builds in fresh QEMU/KVM machines.
 
+mod builders;
 mod cli;
 mod commands;
 mod config;

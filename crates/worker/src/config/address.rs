@@ -11,7 +11,14 @@ pub(crate) enum Scheme {
     Ws,
     /// MessagePack over WebSocket over TLS.
     Wss,
+    /// Perspective Broker.
+    Pb,
+    /// Perspective Broker over TLS.
+    Pbs,
 }
+
+/// The port that a master has for PB unless it is told otherwise.
+const PB_PORT: u16 = 9989;
 
 /// Where the master is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,14 +32,17 @@ pub(crate) struct MasterAddress {
 }
 
 impl MasterAddress {
-    /// Reads `ws://HOST:PORT` or `wss://HOST[:PORT]`, each with a path if need be.
+    /// Reads `pb://HOST[:PORT]`, `pbs://HOST[:PORT]`, `ws://HOST:PORT` or `wss://HOST[:PORT]`, the last two with a path
+    /// if need be. Without a scheme it is PB, as Buildbot's own worker has it.
     pub(super) fn parse(text: &str) -> Result<Self, &'static str> {
-        const EXPECTED: &str = "\"ws://HOST:PORT\" or \"wss://HOST:PORT\", the port of the master's \
-                                msgpack_experimental_v7 protocol";
-        let (scheme, rest) = text.split_once("://").ok_or(EXPECTED)?;
+        const EXPECTED: &str = "\"pb://HOST:PORT\" or \"pbs://HOST:PORT\", the port of the master's pb protocol, or \
+                                \"ws://HOST:PORT\" or \"wss://HOST:PORT\", that of its msgpack_experimental_v7 protocol";
+        let (scheme, rest) = text.split_once("://").unwrap_or(("pb", text));
         let scheme = match scheme {
             "ws" => Scheme::Ws,
             "wss" => Scheme::Wss,
+            "pb" => Scheme::Pb,
+            "pbs" => Scheme::Pbs,
             _ => return Err(EXPECTED),
         };
         let (authority, path) = match rest.find('/') {
@@ -52,8 +62,12 @@ impl MasterAddress {
         let port = match (port, scheme) {
             (Some(port), _) => port.parse().ok().filter(|port| *port != 0).ok_or(EXPECTED)?,
             (None, Scheme::Wss) => 443,
+            (None, Scheme::Pb | Scheme::Pbs) => PB_PORT,
             (None, Scheme::Ws) => return Err(EXPECTED),
         };
+        if matches!(scheme, Scheme::Pb | Scheme::Pbs) && path != "/" {
+            return Err(EXPECTED);
+        }
         let bad = |c: char| c.is_whitespace() || c.is_control() || c == '@';
         if host.is_empty() || host.contains(bad) || path.contains(bad) {
             return Err(EXPECTED);
@@ -76,6 +90,8 @@ impl fmt::Display for MasterAddress {
         let scheme = match self.scheme {
             Scheme::Ws => "ws",
             Scheme::Wss => "wss",
+            Scheme::Pb => "pb",
+            Scheme::Pbs => "pbs",
         };
         let path = if self.path == "/" { "" } else { &self.path };
         write!(f, "{scheme}://{}{path}", self.authority())

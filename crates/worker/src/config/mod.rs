@@ -22,11 +22,16 @@ use protocol::command::Name;
 pub(crate) use address::{MasterAddress, Scheme};
 pub(crate) use image::{DiskFormat, Image};
 pub(crate) use password::{Password, PasswordSource};
+use problem::Problem;
 pub(crate) use problem::Problems;
 use section::Section;
 
 /// The file with every key, its default and what it does.
 pub(crate) const DEFAULT_FILE: &str = include_str!("default.toml");
+
+/// The longest path of a state directory, in bytes: QEMU's monitor socket is below it, and the address of a UNIX socket
+/// ends at 107 bytes.
+pub(crate) const MAX_STATE_DIR: usize = 80;
 
 /// Everything a worker is told.
 #[derive(Debug, Clone)]
@@ -158,6 +163,15 @@ impl Config {
             worker,
         };
         root.finish();
+        let state_dir = &config.pool.state_dir;
+        if !config.images.is_empty() && state_dir.as_os_str().len() > MAX_STATE_DIR {
+            problems.add(Problem {
+                origin: None,
+                key: "pool.state_dir".to_owned(),
+                value: Some(state_dir.display().to_string()),
+                remedy: format!("choose a path of at most {MAX_STATE_DIR} bytes: sockets are made below it"),
+            });
+        }
         problems.into_result(config)
     }
 }
@@ -170,7 +184,7 @@ fn parse_worker(mut section: Section<'_>) -> Worker {
         }),
         master: section.required(
             "master",
-            "the master's address, such as \"ws://master.example.org:9990\"",
+            "the master's address, such as \"pb://master.example.org:9989\"",
             |text: String| MasterAddress::parse(&text),
         ),
         password: PasswordSource::parse(&mut section),
@@ -200,14 +214,6 @@ fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
         section.problem("ssh_port_base", &ssh_port_base, "leave a port below 65536 for every slot");
     }
     let state_dir = section.optional("state_dir", absolute_path).unwrap_or_else(|| beside(basedir));
-    // QEMU's monitor socket is below it, and the address of a UNIX socket ends at 107 bytes.
-    if state_dir.as_os_str().len() > 80 {
-        section.problem(
-            "state_dir",
-            &state_dir.display(),
-            "choose a path of at most 80 bytes: sockets are made below it",
-        );
-    }
     let pool = Pool {
         slots,
         ssh_port_base,

@@ -76,7 +76,7 @@ fn all_problems_are_told_at_once_with_key_value_and_remedy() {
         "#,
         &[
             "worker.name = \"a:b\": should be a name without a colon",
-            "worker.master = \"http://localhost:8010\": should be \"ws://HOST:PORT\" or \"wss://HOST:PORT\", the port of the master's msgpack_experimental_v7 protocol",
+            "worker.master = \"http://localhost:8010\": should be \"pb://HOST:PORT\" or \"pbs://HOST:PORT\", the port of the master's pb protocol, or \"ws://HOST:PORT\" or \"wss://HOST:PORT\", that of its msgpack_experimental_v7 protocol",
             "worker.password_file: is missing; set it to the path of a file whose first line is the worker's password (or set password_credential)",
             "worker.basedir = \"work\": should be an absolute path",
             "pool.slots = 0: should be a whole number from 1 to 1000",
@@ -94,7 +94,10 @@ fn all_problems_are_told_at_once_with_key_value_and_remedy() {
 #[test]
 fn slots_have_ports_and_sockets_have_short_paths() {
     check(
-        &format!("{MINIMAL}[pool]\nssh_port_base = 65535\nstate_dir = \"/{}\"", "x".repeat(80)),
+        &format!(
+            "{MINIMAL}[images.i]\ndisk = \"/d\"\nuser = \"u\"\nkey = \"/k\"\n[pool]\nssh_port_base = 65535\nstate_dir = \"/{}\"",
+            "x".repeat(80)
+        ),
         &[
             "pool.ssh_port_base = 65535: leave a port below 65536 for every slot",
             &format!(
@@ -114,7 +117,13 @@ fn addresses_are_understood_or_refused() {
     check("wss://h", Some("wss://h:443"));
     check("wss://h:8443/ci", Some("wss://h:8443/ci"));
     check("ws://[::1]:9990", Some("ws://[::1]:9990"));
-    for bad in ["", "h:1", "ws://h", "ws://:1", "ws://h:0", "ws://h:99999", "ws://u@h:1", "ws://h:1/a b", "pb://h:1"] {
+    check("h", Some("pb://h:9989"));
+    check("h:1", Some("pb://h:1"));
+    check("pb://h", Some("pb://h:9989"));
+    check("pbs://h:1", Some("pbs://h:1"));
+    for bad in
+        ["", "ws://h", "ws://:1", "ws://h:0", "ws://h:99999", "ws://u@h:1", "ws://h:1/a b", "pb://h:1/a", "x://h:1"]
+    {
         check(bad, None);
     }
 }

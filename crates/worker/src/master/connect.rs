@@ -1,13 +1,10 @@
-//! One attempt to reach the master: TCP, TLS if asked for, and the WebSocket handshake with its login.
+//! One attempt to reach the master: TCP, TLS if asked for, and the protocol's beginning.
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use protocol::msgpack::MAX_MESSAGE_SIZE;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
@@ -15,26 +12,20 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
-use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::client::IntoClientRequest;
-use tokio_tungstenite::tungstenite::http::header::{AUTHORIZATION, USER_AGENT};
-use tokio_tungstenite::tungstenite::http::{HeaderValue, StatusCode};
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
-use tokio_tungstenite::tungstenite::{self, error::Error as WsError};
 
+use super::broker::Broker;
+use super::websocket::WebSocket;
+use super::wire::Wire;
 use crate::config::{MasterAddress, Password, Scheme};
 
 /// A byte stream to the master.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Stream for S {}
 
-/// A WebSocket to the master.
-pub(super) type Socket = WebSocketStream<Box<dyn Stream>>;
-
 /// Why the master was not reached. Each text ends in a remedy where there is one.
 #[derive(Debug, Error)]
 pub(super) enum ConnectError {
-    #[error("connect to {authority}: {source}; is the master running, and is this its msgpack_experimental_v7 port?")]
+    #[error("connect to {authority}: {source}; is the master running, and is this a port of its protocols?")]
     Tcp { authority: String, source: io::Error },
     #[error("nothing answered at {authority} within {} s; check the address and any firewall between", .timeout.as_secs())]
     Timeout { authority: String, timeout: Duration },
@@ -55,21 +46,27 @@ pub(super) enum ConnectError {
     Handshake { authority: String, reason: String },
 }
 
-/// Connects and logs in, within `timeout` for all of it.
+/// Connects, within `timeout` for all of it. Over WebSocket the login is part of it; over PB it is the first thing said.
 pub(super) async fn connect(
     master: &MasterAddress,
     ca_file: Option<&Path>,
     name: &str,
     password: &Password,
     timeout: Duration,
-) -> Result<Socket, ConnectError> {
+) -> Result<Wire, ConnectError> {
     let attempt = async {
         let stream = tcp(master).await?;
         let stream: Box<dyn Stream> = match master.scheme {
-            Scheme::Ws => Box::new(stream),
-            Scheme::Wss => Box::new(tls(master, ca_file, stream).await?),
+            Scheme::Ws | Scheme::Pb => Box::new(stream),
+            Scheme::Wss | Scheme::Pbs => Box::new(tls(master, ca_file, stream).await?),
         };
-        handshake(master, name, password, stream).await
+        match master.scheme {
+            Scheme::Ws | Scheme::Wss => {
+                let socket = WebSocket::open(master, name, password, stream).await?;
+                Ok(Wire::WebSocket(Box::new(socket)))
+            }
+            Scheme::Pb | Scheme::Pbs => Ok(Wire::Broker(Box::new(Broker::new(name, password, stream)))),
+        }
     };
     tokio::time::timeout(timeout, attempt)
         .await
@@ -123,46 +120,4 @@ fn system_roots() -> io::Result<RootCertStore> {
         return Err(io::Error::other("this system has no certificate authorities; install ca-certificates"));
     }
     Ok(roots)
-}
-
-async fn handshake(
-    master: &MasterAddress,
-    name: &str,
-    password: &Password,
-    stream: Box<dyn Stream>,
-) -> Result<Socket, ConnectError> {
-    let failed = |reason: String| ConnectError::Handshake { authority: master.authority(), reason };
-    // Inside TLS the request is the same.
-    let url = format!("ws://{}{}", master.authority(), master.path);
-    let mut request = url.into_client_request().map_err(|error| failed(error.to_string()))?;
-    let credentials = BASE64_STANDARD.encode(format!("{name}:{}", password.reveal()));
-    let mut authorization =
-        HeaderValue::try_from(format!("Basic {credentials}")).map_err(|error| failed(error.to_string()))?;
-    authorization.set_sensitive(true);
-    request.headers_mut().insert(AUTHORIZATION, authorization);
-    request
-        .headers_mut()
-        .insert(USER_AGENT, HeaderValue::from_static(concat!("kvm-worker/", env!("CARGO_PKG_VERSION"))));
-    let limits =
-        WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE_SIZE)).max_frame_size(Some(MAX_MESSAGE_SIZE));
-    match tokio_tungstenite::client_async_with_config(request, stream, Some(limits)).await {
-        Ok((socket, _)) => Ok(socket),
-        Err(WsError::Http(response)) if response.status() == StatusCode::UNAUTHORIZED => {
-            Err(ConnectError::Login { authority: master.authority(), name: name.to_owned() })
-        }
-        Err(WsError::Http(response)) => Err(failed(format!("it answered {}", response.status()))),
-        Err(error) => Err(failed(describe(&error))),
-    }
-}
-
-/// What went wrong on a WebSocket, for people.
-pub(super) fn describe(error: &tungstenite::Error) -> String {
-    match error {
-        WsError::ConnectionClosed | WsError::AlreadyClosed => "it closed the connection".to_owned(),
-        WsError::Io(error) => error.to_string(),
-        WsError::Protocol(tungstenite::error::ProtocolError::ResetWithoutClosingHandshake) => {
-            "it cut the connection".to_owned()
-        }
-        other => other.to_string(),
-    }
 }

@@ -2,22 +2,21 @@
 
 use std::collections::HashMap;
 use std::path::PathBuf;
-use std::pin::{Pin, pin};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use futures_util::{Sink, SinkExt, Stream, StreamExt};
-use protocol::msgpack::{self, DecodeError};
 use protocol::{Incoming, Reply, Request, SeqNumber, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::{Instant, MissedTickBehavior};
-use tokio_tungstenite::tungstenite::{Error as WsError, Message};
-use tracing::{debug, info, trace, warn};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
+use tracing::{debug, info, warn};
 
 use super::backoff::Backoff;
-use super::connect::{Socket, connect, describe};
+use super::connect::{ConnectError, connect};
 use super::link::{MasterLink, Outgoing};
+use super::wire::{Over, Received, Refused, Wire};
 use crate::config::{self, MasterAddress, Password};
 
 /// How many calls may be without an answer. A master that is slow to take output slows the commands down.
@@ -52,20 +51,16 @@ impl Line {
     pub(crate) async fn keep(self, events: mpsc::Sender<LineEvent>) {
         let mut backoff = Backoff::new(self.connection.retry_min, self.connection.retry_max);
         while !events.is_closed() {
-            let attempt = connect(
-                &self.master,
-                self.ca_file.as_deref(),
-                &self.name,
-                &self.password,
-                self.connection.connect_timeout,
-            );
+            let connection = &self.connection;
+            let ca_file = self.ca_file.as_deref();
+            let attempt = connect(&self.master, ca_file, &self.name, &self.password, connection.connect_timeout);
             let why = match attempt.await {
-                Ok(socket) => {
-                    let (attached, why) = self.serve(socket, &events).await;
-                    if attached {
+                Ok(wire) => {
+                    let served = self.serve(wire, &events).await;
+                    if served.attached {
                         backoff.reset();
                     }
-                    why
+                    served.why
                 }
                 Err(error) => error.to_string(),
             };
@@ -81,137 +76,187 @@ impl Line {
         }
     }
 
-    /// Serves one connection to its end. Says whether the master took us for its worker, and why it ended.
-    async fn serve(&self, socket: Socket, events: &mpsc::Sender<LineEvent>) -> (bool, String) {
+    /// Serves one connection to its end.
+    async fn serve(&self, wire: Wire, events: &mpsc::Sender<LineEvent>) -> Served {
         let (link, calls) = MasterLink::new();
-        if events.send(LineEvent::Up(link)).await.is_err() {
-            return (true, "the daemon ends".to_owned());
-        }
-        let (sink, stream) = socket.split();
-        let answers = Answers::default();
-        let (replies, reply_queue) = mpsc::channel(UNANSWERED);
-        let mut reader = Reader { line: self, events, answers: &answers, replies, attached: false };
-        let ping_every = self.connection.dead_after / 3;
-        let why = tokio::select! {
-            why = reader.read(stream) => why,
-            why = write(sink, calls, reply_queue, &answers, ping_every) => why,
+        let mut conversation = Conversation::new(self, wire, events, calls);
+        let Over(why) = match events.send(LineEvent::Up(link)).await {
+            Ok(()) => conversation.hold().await,
+            Err(_) => Over("the daemon ends".to_owned()),
         };
-        let attached = reader.attached;
-        // The daemon ends the commands; their calls fail from here on, because the queue is gone.
+        let attached = conversation.attached;
+        let refused = conversation.refused;
+        // Calls of commands fail from here on, because nobody takes them any more; the daemon ends the commands.
+        drop(conversation);
         let _ = events.send(LineEvent::Down).await;
-        if attached {
-            (true, why)
-        } else {
-            let remedy = format!(
-                "{why} right after the login; is another worker named '{}' connected? The master's twistd.log says more",
-                self.name
-            );
-            (false, remedy)
+        if attached || refused {
+            return Served { attached, why };
         }
+        let name = &self.name;
+        let why = format!(
+            "{why} during the login; is another worker named '{name}' connected? The master's twistd.log says more"
+        );
+        Served { attached, why }
     }
 }
 
-/// The calls that wait for the master's answer.
-#[derive(Default)]
-struct Answers(Mutex<HashMap<SeqNumber, Waiting>>);
+/// How a connection ended.
+struct Served {
+    /// Whether the master took us for its worker.
+    attached: bool,
+    why: String,
+}
 
+/// One connection in use.
+struct Conversation<'a> {
+    line: &'a Line,
+    wire: Wire,
+    events: &'a mpsc::Sender<LineEvent>,
+    calls: mpsc::Receiver<Outgoing>,
+    /// Room for calls without an answer.
+    room: Arc<Semaphore>,
+    next_seq: u64,
+    answers: HashMap<SeqNumber, Waiting>,
+    /// The answers to the master that are being made.
+    replies: FuturesUnordered<BoxFuture<'static, (SeqNumber, Reply)>>,
+    attached: bool,
+    /// Whether the master said that it does not let us in.
+    refused: bool,
+}
+
+/// A call that waits for the master's answer.
 struct Waiting {
     answer: Option<oneshot::Sender<Result<Value, String>>>,
-    /// Room for one more call, once this one is answered.
     _room: OwnedSemaphorePermit,
 }
 
-impl Answers {
-    fn expect(&self, seq: SeqNumber, waiting: Waiting) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(seq, waiting);
+/// What there is to do next.
+enum Turn {
+    Take(Received),
+    Reply(SeqNumber, Reply),
+    Call(OwnedSemaphorePermit, Outgoing),
+    AskForLife,
+    Goodbye,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(line: &'a Line, wire: Wire, events: &'a mpsc::Sender<LineEvent>, calls: mpsc::Receiver<Outgoing>) -> Self {
+        Conversation {
+            line,
+            wire,
+            events,
+            calls,
+            room: Arc::new(Semaphore::new(UNANSWERED)),
+            next_seq: 0,
+            answers: HashMap::new(),
+            replies: FuturesUnordered::new(),
+            attached: false,
+            refused: false,
+        }
     }
 
-    fn take(&self, seq: SeqNumber) -> Option<Waiting> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&seq)
-    }
-}
-
-/// An answer that is being made.
-struct PendingReply {
-    seq: SeqNumber,
-    reply: oneshot::Receiver<Reply>,
-}
-
-struct Reader<'a> {
-    line: &'a Line,
-    events: &'a mpsc::Sender<LineEvent>,
-    answers: &'a Answers,
-    replies: mpsc::Sender<PendingReply>,
-    attached: bool,
-}
-
-impl Reader<'_> {
-    /// Reads messages until the line ends; says why it did.
-    async fn read(&mut self, stream: impl Stream<Item = Result<Message, WsError>>) -> String {
-        let mut stream = pin!(stream);
+    /// Goes on until it is over, and says why it is.
+    async fn hold(&mut self) -> Over {
         let dead_after = self.line.connection.dead_after;
+        let mut life = interval_at(Instant::now() + dead_after / 3, dead_after / 3);
+        life.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut heard = Instant::now();
         loop {
-            let message = match tokio::time::timeout(dead_after, stream.next()).await {
-                Err(_) => return format!("the master was silent for {} s", dead_after.as_secs()),
-                Ok(None) => return "the master closed the connection".to_owned(),
-                Ok(Some(Err(error))) => return format!("the line to the master broke: {}", describe(&error)),
-                Ok(Some(Ok(message))) => message,
+            let turn = match self.turn(&mut life, heard + dead_after).await {
+                Ok(turn) => turn,
+                Err(over) => return over,
             };
-            match message {
-                Message::Binary(bytes) => {
-                    if let Err(why) = self.take(&bytes).await {
-                        return why;
-                    }
-                }
-                Message::Close(_) => return "the master closed the connection".to_owned(),
-                Message::Text(_) => debug!("ignored a text message from the master"),
-                Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
+            if let Turn::Take(_) = turn {
+                heard = Instant::now();
+            }
+            // A master that takes nothing for this long is as good as dead, too.
+            match timeout(dead_after, self.act(turn)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(over)) => return over,
+                Err(_) => return Over(format!("the master took nothing for {} s", dead_after.as_secs())),
             }
         }
     }
 
-    /// Takes one message; an error ends the line.
-    async fn take(&mut self, bytes: &[u8]) -> Result<(), String> {
-        trace!(bytes = bytes.len(), "message from the master");
-        match msgpack::decode(bytes) {
-            Ok(Incoming::Response { seq, result }) => {
-                match self.answers.take(seq) {
-                    Some(Waiting { answer: Some(answer), .. }) => drop(answer.send(result)),
-                    Some(Waiting { answer: None, .. }) => {
-                        if let Err(text) = result {
-                            warn!(%seq, "the master refused what a command said: {text}");
-                        }
-                    }
-                    None => debug!(%seq, "the master answered what nobody asked"),
+    async fn turn(&mut self, life: &mut Interval, dead_at: Instant) -> Result<Turn, Over> {
+        tokio::select! {
+            biased;
+            _ = life.tick() => Ok(Turn::AskForLife),
+            Some((seq, reply)) = self.replies.next(), if !self.replies.is_empty() => Ok(Turn::Reply(seq, reply)),
+            received = timeout_at(dead_at, self.wire.receive()) => match received {
+                Ok(received) => received.map(Turn::Take),
+                Err(_) => {
+                    let silence = self.line.connection.dead_after.as_secs();
+                    Err(Over(format!("the master was silent for {silence} s")))
                 }
+            },
+            call = next_call(&self.room, &mut self.calls) => Ok(match call {
+                Some((room, outgoing)) => Turn::Call(room, outgoing),
+                // Every link is gone, so the daemon is about to be.
+                None => Turn::Goodbye,
+            }),
+        }
+    }
+
+    async fn act(&mut self, turn: Turn) -> Result<(), Over> {
+        match turn {
+            Turn::Take(received) => self.take(received).await,
+            Turn::Reply(seq, reply) => self.wire.reply(seq, &reply).await,
+            Turn::AskForLife => self.wire.ask_for_life().await,
+            Turn::Call(room, Outgoing { call, answer }) => {
+                let seq = SeqNumber(self.next_seq);
+                self.next_seq += 1;
+                self.answers.insert(seq, Waiting { answer, _room: room });
+                self.wire.call(seq, &call).await
+            }
+            Turn::Goodbye => {
+                let _ = timeout(LAST_WORDS, self.last_words()).await;
+                Err(Over("the daemon ends".to_owned()))
+            }
+        }
+    }
+
+    async fn take(&mut self, received: Received) -> Result<(), Over> {
+        match received {
+            Received::Incoming(Incoming::Response { seq, result }) => {
+                self.answered(seq, result);
                 Ok(())
             }
-            Ok(Incoming::Request { seq, request }) => {
-                self.log(&request);
-                let (answer, reply) = oneshot::channel();
-                let daemon_ends = |_| "the daemon ends".to_owned();
-                self.events.send(LineEvent::Request { request, reply: answer }).await.map_err(daemon_ends)?;
-                self.reply(PendingReply { seq, reply }).await
-            }
-            Err(DecodeError::Ignored(why)) => {
-                warn!("ignored a message from the master: {why}");
+            Received::Incoming(Incoming::Request { seq, request }) => {
+                self.note(&request);
+                let (reply, made) = oneshot::channel();
+                let event = LineEvent::Request { request, reply };
+                self.events.send(event).await.map_err(|_| Over("the daemon ends".to_owned()))?;
+                self.replies.push(Box::pin(async move {
+                    (seq, made.await.unwrap_or_else(|_| Err("the worker is stopping".to_owned())))
+                }));
                 Ok(())
             }
-            Err(DecodeError::Refused { seq, message }) => {
+            Received::Senseless { seq, message } => {
                 warn!(%seq, "refused a request of the master: {message}");
-                let (answer, reply) = oneshot::channel();
-                let _ = answer.send(Err(message));
-                self.reply(PendingReply { seq, reply }).await
+                self.wire.reply(seq, &Err(message)).await
             }
-            Err(violation @ DecodeError::Violation(_)) => Err(violation.to_string()),
+            Received::Refused(refused) => {
+                self.refused = true;
+                Err(Over(self.refusal(refused)))
+            }
+            Received::SignOfLife => Ok(()),
         }
     }
 
-    async fn reply(&self, pending: PendingReply) -> Result<(), String> {
-        self.replies.send(pending).await.map_err(|_| "the line to the master broke".to_owned())
+    fn answered(&mut self, seq: SeqNumber, result: Result<Value, String>) {
+        match self.answers.remove(&seq) {
+            Some(Waiting { answer: Some(answer), .. }) => drop(answer.send(result)),
+            Some(Waiting { answer: None, .. }) => {
+                if let Err(text) = result {
+                    warn!(%seq, "the master refused what a command said: {text}");
+                }
+            }
+            None => debug!(%seq, "the master answered what nobody asked"),
+        }
     }
 
-    fn log(&mut self, request: &Request) {
+    fn note(&mut self, request: &Request) {
         match request {
             Request::WorkerInfo => {
                 self.attached = true;
@@ -224,85 +269,40 @@ impl Reader<'_> {
             Request::StartCommand(start) => {
                 debug!(command_id = %start.command_id, command = start.name, builder = start.builder, "start command");
             }
+            Request::StartBuild { builder } => debug!(builder, "start build"),
+            Request::BuilderList(builders) => debug!(builders = builders.len(), "builder list"),
             Request::Interrupt { command_id, .. } => debug!(%command_id, "interrupt command"),
-            Request::Keepalive
-            | Request::Settings(_)
-            | Request::BuilderList(_)
-            | Request::StartBuild { .. }
-            | Request::Shutdown => debug!(?request, "request"),
+            Request::Keepalive | Request::Settings(_) | Request::Shutdown => debug!(?request, "request"),
         }
     }
-}
 
-/// Writes calls, answers and signs of life until the line ends; says why it did.
-async fn write(
-    sink: impl Sink<Message, Error = WsError>,
-    mut calls: mpsc::Receiver<Outgoing>,
-    mut replies: mpsc::Receiver<PendingReply>,
-    answers: &Answers,
-    ping_every: Duration,
-) -> String {
-    let mut sink = pin!(sink);
-    let mut ping = tokio::time::interval_at(Instant::now() + ping_every, ping_every);
-    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let room = Arc::new(Semaphore::new(UNANSWERED));
-    let mut making = FuturesUnordered::new();
-    let mut next_seq = 0;
-    loop {
-        let message = tokio::select! {
-            biased;
-            _ = ping.tick() => Message::Ping(Default::default()),
-            Some((seq, reply)) = making.next(), if !making.is_empty() => {
-                Message::Binary(msgpack::encode_reply(seq, &reply).into())
+    fn refusal(&self, refused: Refused) -> String {
+        let name = &self.line.name;
+        match refused {
+            Refused::Login => {
+                ConnectError::Login { authority: self.line.master.authority(), name: name.clone() }.to_string()
             }
-            pending = replies.recv() => match pending {
-                Some(PendingReply { seq, reply }) => {
-                    making.push(async move {
-                        (seq, reply.await.unwrap_or_else(|_| Err("the worker is stopping".to_owned())))
-                    });
-                    continue;
-                }
-                None => return "the line to the master broke".to_owned(),
-            },
-            (room, outgoing) = next_call(&room, &mut calls) => match outgoing {
-                Some(Outgoing { call, answer }) => {
-                    let seq = SeqNumber(next_seq);
-                    next_seq += 1;
-                    answers.expect(seq, Waiting { answer, _room: room });
-                    Message::Binary(msgpack::encode_call(seq, &call).into())
-                }
-                None => {
-                    last_words(sink, making).await;
-                    return "the daemon ends".to_owned();
-                }
-            },
-        };
-        if let Err(error) = sink.send(message).await {
-            return format!("the line to the master broke: {}", describe(&error));
+            Refused::Duplicate => {
+                format!("the master has a worker named '{name}' already; stop that one, or give this one another name")
+            }
+            Refused::Other(text) => format!("the master refused the login of worker '{name}': {text}"),
         }
     }
-}
 
-/// Every link is gone, so the daemon ends: sends the answers that are ready, or are in a moment, and says goodbye.
-async fn last_words<S, R>(mut sink: Pin<&mut S>, mut making: FuturesUnordered<R>)
-where
-    S: Sink<Message, Error = WsError>,
-    R: Future<Output = (SeqNumber, Reply)>,
-{
-    let words = async {
-        while let Some((seq, reply)) = making.next().await {
-            sink.send(Message::Binary(msgpack::encode_reply(seq, &reply).into())).await?;
+    /// Sends the answers that are ready, or are in a moment, and says goodbye.
+    async fn last_words(&mut self) -> Result<(), Over> {
+        while let Some((seq, reply)) = self.replies.next().await {
+            self.wire.reply(seq, &reply).await?;
         }
-        sink.close().await
-    };
-    let _ = tokio::time::timeout(LAST_WORDS, words).await;
+        self.wire.close().await
+    }
 }
 
 /// The next call, once there is room for its answer. Cancel-safe: a call is only taken when it is returned.
 async fn next_call(
     room: &Arc<Semaphore>,
     calls: &mut mpsc::Receiver<Outgoing>,
-) -> (OwnedSemaphorePermit, Option<Outgoing>) {
-    let permit = Arc::clone(room).acquire_owned().await.expect("nobody closes this semaphore");
-    (permit, calls.recv().await)
+) -> Option<(OwnedSemaphorePermit, Outgoing)> {
+    let permit = Arc::clone(room).acquire_owned().await.ok()?;
+    Some((permit, calls.recv().await?))
 }

@@ -10,9 +10,12 @@
 //! What a request means is the daemon's business, and what a command says is the command's.
 
 mod backoff;
+mod broker;
 mod connect;
 mod line;
 mod link;
+mod websocket;
+mod wire;
 
 pub(crate) use line::{Line, LineEvent};
 #[cfg(test)]

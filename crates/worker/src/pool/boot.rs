@@ -13,7 +13,7 @@ use super::machine::{self, CONSOLE_TAIL, Facts, Machine, description, with_conso
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
-use super::{Census, Order, Pool, Progress, VmError};
+use super::{Census, Hypervisor, Order, Pool, Progress, VmError};
 use crate::config::Image;
 
 impl Pool {
@@ -21,6 +21,7 @@ impl Pool {
         &self,
         order: Order,
         image: Arc<Image>,
+        hypervisor: &Hypervisor,
         progress: &dyn Progress,
     ) -> Result<Machine, VmError> {
         let asked = Instant::now();
@@ -32,7 +33,7 @@ impl Pool {
             slot: slot.number(),
             why,
         };
-        let vm = self.run_qemu(&order, &image, &lease).await.map_err(|error| failed(format!("{error:#}")))?;
+        let vm = run_qemu(hypervisor, &order, &image, &lease).await.map_err(|error| failed(format!("{error:#}")))?;
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
@@ -103,23 +104,6 @@ impl Pool {
             .map_err(|_| VmError::PoolFull { slots, waited: self.0.config.acquire_timeout })
     }
 
-    async fn run_qemu(&self, order: &Order, image: &Image, lease: &Lease) -> anyhow::Result<qemu::Vm> {
-        let slot = lease.slot();
-        make_private_directory(slot.directory())?;
-        let overlay = slot.overlay();
-        let disk = match lease.disk() {
-            Some(disk) => disk.open(&self.0.qemu, image).await?,
-            None => {
-                self.0.qemu.create_overlay(&machine::base(image), &overlay).await?;
-                &overlay
-            }
-        };
-        let description = description(image, order, slot, disk, self.0.accelerator);
-        let files =
-            qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
-        Ok(qemu::Vm::start(&self.0.qemu, &description, files).await?)
-    }
-
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.
     async fn answer(&self, slot: &Slot, name: &Name, image: &Image, timeout: Duration) -> Result<Answer, Unanswered> {
         let host_keys = &self.0.host_keys;
@@ -145,6 +129,23 @@ impl Pool {
         let environment = environment(&session).await?;
         Ok((session, environment))
     }
+}
+
+async fn run_qemu(hypervisor: &Hypervisor, order: &Order, image: &Image, lease: &Lease) -> anyhow::Result<qemu::Vm> {
+    let slot = lease.slot();
+    make_private_directory(slot.directory())?;
+    let overlay = slot.overlay();
+    let disk = match lease.disk() {
+        Some(disk) => disk.open(&hypervisor.qemu, image).await?,
+        None => {
+            hypervisor.qemu.create_overlay(&machine::base(image), &overlay).await?;
+            &overlay
+        }
+    };
+    let description = description(image, order, slot, disk, hypervisor.accelerator);
+    let files =
+        qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
+    Ok(qemu::Vm::start(&hypervisor.qemu, &description, files).await?)
 }
 
 /// A session with a guest, and the environment that commands have in it.

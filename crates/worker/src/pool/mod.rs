@@ -61,16 +61,35 @@ pub(crate) struct Pool(Arc<Inner>);
 struct Inner {
     config: config::Pool,
     images: BTreeMap<Name, Arc<Image>>,
-    qemu: qemu::Qemu,
-    accelerator: qemu::Accelerator,
+    /// None if there are no images.
+    hypervisor: Option<Hypervisor>,
     slots: Slots,
     disks: disks::Disks,
     host_keys: host_keys::HostKeys,
     machines: Mutex<HashMap<Owner, Entry>>,
     /// The tasks that watch and stop machines.
     tasks: TaskTracker,
+}
+
+/// What runs machines.
+#[derive(Debug)]
+struct Hypervisor {
+    qemu: qemu::Qemu,
+    accelerator: qemu::Accelerator,
     /// Two daemons with one state directory would take each other's machines for leftovers.
     _lock: std::fs::File,
+}
+
+impl Hypervisor {
+    async fn open(pool: &config::Pool) -> anyhow::Result<Self> {
+        let lock = state_dir::claim(&pool.state_dir)?;
+        let qemu = qemu::Qemu::probe(&pool.qemu, &pool.qemu_img)
+            .await
+            .context("look at QEMU; install qemu-system-x86 and qemu-utils, or set pool.qemu and pool.qemu_img")?;
+        let accelerated = qemu.accelerator(pool.accel).await.context("choose what executes guest code (pool.accel)")?;
+        info!(version = qemu.version(), accelerator = ?accelerated.accelerator, "qemu: {}", accelerated.reason);
+        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator, _lock: lock })
+    }
 }
 
 /// What a builder has under a name.
@@ -84,18 +103,17 @@ enum Entry {
 
 impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
+    /// Without an image there is nothing to start, and nothing of this is needed.
     pub(crate) async fn open(config: &Config) -> anyhow::Result<Self> {
         let pool = config.pool.clone();
-        let lock = state_dir::claim(&pool.state_dir)?;
-        let qemu = qemu::Qemu::probe(&pool.qemu, &pool.qemu_img)
-            .await
-            .context("look at QEMU; install qemu-system-x86 and qemu-utils, or set pool.qemu and pool.qemu_img")?;
-        let accelerated = qemu.accelerator(pool.accel).await.context("choose what executes guest code (pool.accel)")?;
-        info!(version = qemu.version(), accelerator = ?accelerated.accelerator, "qemu: {}", accelerated.reason);
         let directory = pool.state_dir.join("slots");
-        slots::clean_beyond(&directory, pool.slots, pool.ssh_port_base).await;
-        let slots =
-            Slots::new((0..pool.slots).map(|number| Slot::new(number, pool.ssh_port_base, &directory)).collect());
+        let hypervisor = if config.images.is_empty() { None } else { Some(Hypervisor::open(&pool).await?) };
+        let mut slots = Vec::new();
+        if hypervisor.is_some() {
+            slots::clean_beyond(&directory, pool.slots, pool.ssh_port_base).await;
+            slots.extend((0..pool.slots).map(|number| Slot::new(number, pool.ssh_port_base, &directory)));
+        }
+        let slots = Slots::new(slots);
         if tokio::time::timeout(SETTLING, slots.settled()).await.is_err() {
             warn!("slots of an earlier run are still being cleaned");
         }
@@ -106,15 +124,13 @@ impl Pool {
         }
         Ok(Pool(Arc::new(Inner {
             images: config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect(),
-            qemu,
-            accelerator: accelerated.accelerator,
+            hypervisor,
             slots,
             disks: disks::Disks::new(pool.state_dir.join("disks")),
             host_keys: host_keys::HostKeys::new(pool.state_dir.join("host_keys")),
             machines: Mutex::default(),
             tasks: TaskTracker::new(),
             config: pool,
-            _lock: lock,
         })))
     }
 
@@ -125,14 +141,15 @@ impl Pool {
 
     /// Starts a machine and waits until its guest runs commands. Dropping the future ends what was begun.
     pub(crate) async fn start(&self, order: Order, progress: &dyn Progress) -> Result<Arc<Machine>, VmError> {
-        let image = self.0.images.get(&order.image).cloned().ok_or_else(|| VmError::NoSuchImage {
-            image: order.image.clone(),
-            known: self.0.images.keys().cloned().collect(),
-        })?;
+        let image = self.0.images.get(&order.image).cloned();
+        let (Some(image), Some(hypervisor)) = (image, &self.0.hypervisor) else {
+            let known = self.0.images.keys().cloned().collect();
+            return Err(VmError::NoSuchImage { image: order.image, known });
+        };
         self.release_earlier(&order).await;
         let claim = self.claim(&order.owner)?;
         let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
-        let machine = Arc::new(self.boot(order, image, progress).instrument(span.clone()).await?);
+        let machine = Arc::new(self.boot(order, image, hypervisor, progress).instrument(span.clone()).await?);
         info!(parent: &span, slot = machine.facts.slot, vm_pid = machine.facts.pid, seconds = machine.facts.took.as_secs_f32(), "vm started");
         claim.fulfil(&machine);
         let watched = Arc::clone(&machine);
@@ -194,25 +211,34 @@ impl Pool {
         Some(self.stop_machine(machine, patience).await)
     }
 
-    /// Stops every machine of every builder: all builds are over, or the worker ends.
-    pub(crate) async fn release_all(&self, why: &str) {
-        let machines: Vec<_> = {
-            let mut entries = self.machines();
-            let (gone, kept) = entries.drain().partition(|(_, entry)| matches!(entry, Entry::Machine(_)));
-            *entries = kept;
-            let gone: HashMap<Owner, Entry> = gone;
-            gone.into_values()
-                .filter_map(|entry| match entry {
-                    Entry::Machine(machine) => Some(machine),
-                    Entry::Starting => None,
-                })
-                .collect()
-        };
+    /// Stops the machines of a builder. They are not the builder's any more when this returns; the future waits until
+    /// they have stopped.
+    pub(crate) fn release(&self, builder: &str, why: &str) -> impl Future<Output = ()> + Send + use<> {
+        self.release_those(&|owner| owner.builder == builder, why)
+    }
+
+    /// Stops every machine of every builder, as [`Pool::release`] does: all builds are over, or the worker ends.
+    pub(crate) fn release_all(&self, why: &str) -> impl Future<Output = ()> + Send + use<> {
+        self.release_those(&|_| true, why)
+    }
+
+    fn release_those(&self, whose: &dyn Fn(&Owner) -> bool, why: &str) -> impl Future<Output = ()> + Send + use<> {
+        let mut machines = Vec::new();
+        self.machines().retain(|owner, entry| match entry {
+            Entry::Machine(machine) if whose(owner) => {
+                machines.push(Arc::clone(machine));
+                false
+            }
+            Entry::Machine(_) | Entry::Starting => true,
+        });
         if !machines.is_empty() {
             info!(machines = machines.len(), "stopping machines: {why}");
         }
-        let stops = machines.into_iter().map(|machine| self.stop_machine(machine, None));
-        futures_util::future::join_all(stops).await;
+        let pool = self.clone();
+        async move {
+            let stops = machines.into_iter().map(|machine| pool.stop_machine(machine, None));
+            futures_util::future::join_all(stops).await;
+        }
     }
 
     /// Ends the pool: stops every machine, within `deadline` for all of it, and waits until the slots are clean.
