@@ -67,9 +67,8 @@ class ForeignWorker(AsyncService):
     ) -> None:
         if more:
             raise SkipTest(f"takes settings of the worker that only Buildbot's own has: {', '.join(more)}")
-        if protocol != "msgpack_experimental_v7":
-            raise SkipTest(f"speaks {protocol}")
-        self.master_url = f"ws://{masterhost}:{port}"
+        scheme = {"pb": "pb", "msgpack_experimental_v7": "ws"}[protocol]
+        self.master_url = f"{scheme}://{masterhost}:{port}"
         self.worker_name = name
         self.password = passwd
         self.basedir = Path(workerdir).absolute()

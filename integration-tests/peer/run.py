@@ -1,6 +1,6 @@
-"""Runs Buildbot's own integration tests over MessagePack with a worker program in place of Buildbot's worker.
+"""Runs Buildbot's own integration tests over one protocol with a worker program in place of Buildbot's worker.
 
-    run.py --worker PROGRAM --source DIRECTORY [--log FILE] [NAME...]
+    run.py --worker PROGRAM --source DIRECTORY --protocol pb|msgpack [--log FILE] [NAME...]
 
 PROGRAM is the worker. DIRECTORY has the sources of the Buildbot master: they have the tests, the wheel doesn't.
 NAMEs are parts of names of tests: only tests with one of them are run. What the worker says is in FILE.
@@ -43,6 +43,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--worker", type=Path, required=True, help="the worker program")
     parser.add_argument("--source", type=Path, required=True, help="the Buildbot master's sources")
+    parser.add_argument("--protocol", choices=["pb", "msgpack"], required=True, help="what the tests are run over")
     parser.add_argument("--log", type=Path, help="where what the worker says goes")
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of the name of a test")
     arguments = parser.parse_args()
@@ -55,7 +56,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
         log = arguments.log or Path(scratch) / "worker.log"
         prepare(arguments.worker.resolve(), log.absolute(), Path(scratch) / "vms")
-        selection = select(arguments.names)
+        selection = select(arguments.names, arguments.protocol)
         if arguments.names and not selection.tests.countTestCases():
             print("Buildbot's interop tests: 0 passed, 0 failed: none of them has such a name")
             return 0
@@ -76,12 +77,13 @@ def prepare(worker: Path, log: Path, state_dir: Path) -> None:
     foreign.install(worker, log, state_dir)
 
 
-def select(names: list[str]) -> Selection:
+def select(names: list[str], protocol: str) -> Selection:
     """Find the tests that modules.txt and excluded.txt tell of, and that have one of the names if there are some."""
     from twisted.trial.runner import TestLoader
 
     loader: Any = TestLoader()
-    reasons = dict(line.split(": ", 1) for line in lines("excluded.txt"))
+    excluded = (line.partition(" ") for line in lines("excluded.txt"))
+    reasons = dict(rest.split(": ", 1) for over, _, rest in excluded if over == protocol)
     selection = Selection(unittest.TestSuite(), {}, Counter())
     for line in lines("modules.txt"):
         in_process = line.startswith(IN_PROCESS)
@@ -90,15 +92,15 @@ def select(names: list[str]) -> Selection:
             if names and not any(part in name for part in names):
                 continue
             reason = next((reasons[pattern] for pattern in reasons if fnmatch.fnmatch(name, pattern)), None)
-            protocol = getattr(test, "proto", None)
-            if protocol == "pb" and not in_process:
-                selection.passed_over["speak PB"] += 1
-            elif protocol == "null" and not in_process:
+            own = getattr(test, "proto", None)
+            if not in_process and own in {"pb", "msgpack"} and own != protocol:
+                selection.passed_over["speak the other protocol"] += 1
+            elif not in_process and own == "null":
                 selection.passed_over["have a twin over MessagePack or PB"] += 1
             elif reason is not None:
                 selection.excluded[name] = reason
             else:
-                test.proto = "msgpack"  # type: ignore[attr-defined]
+                test.proto = protocol  # type: ignore[attr-defined]
                 selection.tests.addTest(test)
     return selection
 

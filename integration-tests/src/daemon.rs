@@ -60,7 +60,7 @@ impl Daemon {
 
     /// Waits until the process has ended.
     pub fn wait(&mut self, within: Duration) -> Result<ExitStatus> {
-        ensure!(self.has_ended(within)?, "{} still runs after {within:?}", self.name);
+        ensure!(has_ended(&self.pidfd, within)?, "{} still runs after {within:?}", self.name);
         let status = self.child.wait()?;
         // What it said last may still be in the pipes; something it left behind may hold them open for ever.
         self.transcript.wait_for_end(Duration::from_secs(2));
@@ -72,17 +72,17 @@ impl Daemon {
         self.signal(Signal::KILL)?;
         self.wait(Duration::from_secs(10)).map(drop)
     }
+}
 
-    fn has_ended(&self, within: Duration) -> Result<bool> {
-        let deadline = Instant::now() + within;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let mut pidfd = [PollFd::new(&self.pidfd, PollFlags::IN)];
-            match poll(&mut pidfd, Some(&Timespec::try_from(left)?)) {
-                Ok(ready) => return Ok(ready > 0),
-                Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).context("wait for a process"),
-            }
+/// Whether the process behind a pidfd ends within a time.
+pub(crate) fn has_ended(pidfd: &OwnedFd, within: Duration) -> Result<bool> {
+    let deadline = Instant::now() + within;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&Timespec::try_from(left)?)) {
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for the end of a process"),
         }
     }
 }

@@ -8,14 +8,12 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use toml::{Table, Value};
 
 use crate::artefacts::worker_binary;
 use crate::port::is_free;
 use crate::scratch::Scratch;
-use crate::{Guest, Master, Ports, SOON, Worker};
+use crate::{Guest, Master, Ports, Running, SOON, Worker};
 
 /// How long something that was killed may take to go.
 const GOING: Duration = Duration::from_secs(10);
@@ -26,15 +24,6 @@ pub struct KvmHost {
     directory: Scratch,
     ports: Ports,
     configuration: Table,
-}
-
-/// A process that runs on a [`KvmHost`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Running {
-    /// Its id.
-    pub pid: i32,
-    /// Its arguments, with blanks between them.
-    pub command: String,
 }
 
 impl KvmHost {
@@ -145,13 +134,7 @@ impl KvmHost {
 
     /// Kills a process of this host with SIGKILL and waits until it is gone.
     pub fn kill(&self, process: &Running) -> Result<()> {
-        let pid = Pid::from_raw(process.pid).context("a process id is positive")?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("{process:?} is gone already"))?;
-        ensure!(self.running()?.contains(process), "{process:?} is gone already");
-        pidfd_send_signal(&pidfd, Signal::KILL)?;
-        let mut ended = [PollFd::new(&pidfd, PollFlags::IN)];
-        ensure!(poll(&mut ended, Some(&Timespec::try_from(GOING)?))? > 0, "{process:?} does not die");
-        Ok(())
+        process.kill(self.directory.path())
     }
 
     /// Kills all processes of this host.
@@ -203,22 +186,9 @@ impl KvmHost {
         Ok(left)
     }
 
-    /// Processes that were started with a path of this host, or are in a directory of it.
+    /// All processes of this host.
     pub fn running(&self) -> Result<Vec<Running>> {
-        let here = self.directory.path();
-        let mut running = Vec::new();
-        for entry in fs::read_dir("/proc").context("list processes")? {
-            let entry = entry?;
-            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-            // A process may end while it is looked at; one that has ended, but was not waited for, has no arguments.
-            let arguments = fs::read(entry.path().join("cmdline")).unwrap_or_default();
-            let command = String::from_utf8_lossy(&arguments).replace('\0', " ").trim_end().to_owned();
-            let is_in = |directory: &Path| directory.starts_with(here);
-            if command.contains(&text(here)) || fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| is_in(&cwd)) {
-                running.push(Running { pid, command });
-            }
-        }
-        Ok(running)
+        Running::under(self.directory.path())
     }
 
     fn with_file(&self) -> Result<Command> {
