@@ -7,14 +7,21 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from buildbot.data import resultspec
 from buildbot.test.util import integration
 from buildbot.util.service import AsyncService
 from buildbot_kvm import listen_for_msgpack_on
-from twisted.internet import defer, error, protocol, reactor
+from twisted.internet import defer, error, protocol, reactor, task
 from twisted.trial.unittest import SkipTest
 
 if TYPE_CHECKING:
     from twisted.python.failure import Failure
+
+#: How long (seconds) a test that has ended waits for its worker to be attached and its builds to be over. Some tests
+#: end while the master is about to start one. Buildbot's own worker is never there by then; ours is, and a master
+#: whose worker goes in such a moment logs what makes the test an error.
+SETTLE_TIMEOUT = 10.0
+SETTLE_POLL = 0.05
 
 #: How long (seconds) a worker may take to exit when the master or a signal has asked it to.
 EXIT_TIMEOUT = 15.0
@@ -75,6 +82,7 @@ class ForeignWorker(AsyncService):
         self.worker: Any = None
         self.output: Output | None = None
         self.process: Any = None
+        self.attached = False
 
     def startService(self) -> Any:
         """Start the program."""
@@ -100,6 +108,13 @@ class ForeignWorker(AsyncService):
         self.output = Output(self.log)
         self.process = spawn(self.output, command[0], args=command, env=environment)
         self.worker = self.master.workers.getWorkerByName(self.worker_name)
+        attach = self.worker.attached
+
+        async def attached(connection: Any) -> None:
+            await attach(connection)
+            self.attached = True
+
+        self.worker.attached = lambda connection: defer.ensureDeferred(attached(connection))
         return super().startService()
 
     def shutdownWorker(self) -> defer.Deferred[None]:
@@ -109,6 +124,7 @@ class ForeignWorker(AsyncService):
     async def _shut_down(self) -> None:
         if self.output is None or self.output.ended.called:
             return
+        await self._settle()
         if self.worker.conn is not None:
             await self.worker.shutdown()
         else:
@@ -119,6 +135,20 @@ class ForeignWorker(AsyncService):
         if not timer.active():
             raise RuntimeError(f"the worker did not exit within {EXIT_TIMEOUT} s and was killed")
         timer.cancel()
+
+    async def _settle(self) -> None:
+        deadline = clock.seconds() + SETTLE_TIMEOUT
+        while clock.seconds() < deadline and self.output is not None and not self.output.ended.called:
+            if self.attached and not await self._builds_are_left():
+                return
+            await task.deferLater(clock, SETTLE_POLL)
+
+    async def _builds_are_left(self) -> bool:
+        if self.worker.conn is None:
+            return False
+        open_requests = resultspec.Filter("complete", "eq", [False])
+        spec = resultspec.ResultSpec(filters=[open_requests])
+        return bool(await self.master.data.get_with_resultspec(("buildrequests",), spec))
 
     def _signal(self, name: str) -> None:
         with contextlib.suppress(error.ProcessExitedAlready):
