@@ -21,8 +21,25 @@ pub(crate) enum Verb {
     /// SIGTERM or SIGINT stops the worker: running builds are given back to the master, which retries them, and every
     /// machine is stopped. A second one stops at once.
     Run(Run),
+    /// Take over from a buildbot-worker: write the configuration that its directory's buildbot.tac describes.
+    ///
+    /// The file is read, not executed, and the directory stays as it is. A report on standard error says what was carried
+    /// over, what is different here and what is left to do. Exit status: 0 if the configuration is complete, 1 if
+    /// something has to be set by hand or nothing could be written.
+    Import(Import),
     /// Print a configuration file with every key, its default and what it does.
     PrintConfig,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Import {
+    /// The directory that buildbot-worker was started with.
+    #[arg(value_name = "DIR")]
+    pub directory: PathBuf,
+    /// The file to write the configuration to; the password goes to another one beside it, FILE's name ending in
+    /// .password. Neither may exist. Without it the configuration is printed and the password is not written.
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -30,7 +47,7 @@ pub(crate) struct Run {
     /// The configuration file; the other options and KVM_WORKER__SECTION__KEY variables are laid over it.
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// The master, as ws://HOST:PORT or wss://HOST:PORT [worker.master].
+    /// The master, as pb://HOST:PORT, pbs://HOST:PORT, ws://HOST:PORT or wss://HOST:PORT [worker.master].
     #[arg(long, value_name = "URL")]
     pub master: Option<String>,
     /// The name the master knows this worker by [worker.name].

@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod daemon;
+mod import;
 mod info;
 mod log;
 mod master;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Run, Verb};
+use crate::cli::{Cli, Import, Run, Verb};
 use crate::config::Config;
 
 /// The exit status for a configuration that can't be used; clap uses it for a wrong command line, too.
@@ -25,6 +26,7 @@ const BAD_CONFIGURATION: u8 = 2;
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(run) => serve(&run),
+        Verb::Import(import) => take_over(&import),
         Verb::PrintConfig => {
             print!("{}", config::DEFAULT_FILE);
             ExitCode::SUCCESS
@@ -49,6 +51,22 @@ fn serve(run: &Run) -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("kvm-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn take_over(import: &Import) -> ExitCode {
+    match import::run(&import.directory, import.output.as_deref()) {
+        Ok(imported) => {
+            if let Some(config) = &imported.printed {
+                print!("{config}");
+            }
+            eprint!("{}", imported.report);
+            if imported.report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
         Err(error) => {
             eprintln!("kvm-worker: {error:#}");
             ExitCode::FAILURE
