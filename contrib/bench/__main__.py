@@ -1,0 +1,118 @@
+"""Compares kvm-worker with Buildbot's own worker on one real master, over both protocols.
+
+Run by contrib/bench/run, which first makes sure that everything is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import report
+from master import Master, version
+from measurements import Measurements, Round
+from plan import FULL, SMALL, Paths, Sizes
+from problem import Problem
+
+
+def main() -> int:
+    options = arguments()
+    paths = Paths.of_this_clone()
+    paths.bench.mkdir(parents=True, exist_ok=True)
+    # A polite kill ends it as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        with locked(paths.bench):
+            compare(options, paths)
+    except Problem as problem:
+        print(f"bench: {problem}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("bench: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="contrib/bench/run", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rounds", type=positive, default=3, help="how often everything is measured (default: 3)")
+    parser.add_argument("--small", action="store_true", help="tiny logs and files, to see that it works")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    options = parser.parse_args()
+    if options.write and options.small:
+        parser.error("the numbers of --small mean nothing: leave --write away")
+    return options
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Keep a second benchmark away, from the files and from the time of the first one."""
+    with directory.joinpath("lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Problem(f"another benchmark is running in {directory}: wait for it, or stop it") from None
+        yield
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def compare(options: argparse.Namespace, paths: Paths) -> None:
+    sizes = SMALL if options.small else FULL
+    make_file(paths.file, sizes.file)
+    measured = Measurements()
+    master = Master(paths, sizes)
+    try:
+        for number in range(options.rounds):
+            print(f"round {number + 1} of {options.rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
+            Round(number, paths, sizes, master, measured).run()
+    finally:
+        master.program.stop()
+    section = "\n\n".join([report.ratios(measured), report.values(measured), conditions(options.rounds, sizes)])
+    print(f"\n{section}")
+    if options.write:
+        write(paths.page, section)
+
+
+def make_file(file: Path, size: int) -> None:
+    """Make the file that goes up and down, of bytes that nothing can make shorter."""
+    if not file.exists() or file.stat().st_size != size:
+        file.write_bytes(os.urandom(size))
+
+
+def conditions(rounds: int, sizes: Sizes) -> str:
+    """Say what was measured, and where."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    log = sum(len(f"{number}\n") for number in range(1, sizes.lines + 1))
+    return (
+        f"Medians of {rounds} rounds ({rounds * sizes.steps} steps `true` each); a log of {log / 1e6:.0f} MB in"
+        f" {sizes.lines} lines, files of {sizes.file / 1e6:.0f} MB.\n"
+        f"{os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release().partition('-')[0]};"
+        f" Buildbot {version('buildbot')}, buildbot-worker {version('buildbot-worker')},"
+        f" Python {platform.python_version()}."
+    )
+
+
+def write(page: Path, section: str) -> None:
+    text = report.replaced(page.read_text(), section)
+    if text is None:
+        raise Problem(f"{page} has lost the two lines that the tables go between: {report.BEGIN} and {report.END}")
+    page.write_text(text)
+    print(f"\nwritten: {page}")
+
+
+if __name__ == "__main__":
+    os.umask(0o077)
+    sys.exit(main())

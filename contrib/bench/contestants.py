@@ -1,0 +1,80 @@
+"""The workers, each as its own manual says that it is run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from master import Master, tool
+from plan import Contestant, Paths
+from problem import Problem
+from program import Program
+
+#: What `buildbot-worker create-worker` writes, which wants the password on its command line.
+TAC = """\
+import os
+from buildbot_worker.bot import Worker
+from twisted.application import service
+from twisted.python.log import FileLogObserver, ILogObserver
+from twisted.python.logfile import LogFile
+
+basedir = os.path.abspath(os.path.dirname(__file__))
+application = service.Application("buildbot-worker")
+logfile = LogFile.fromFullPath(os.path.join(basedir, "twistd.log"), rotateLength=10000000, maxRotatedFiles=10)
+application.setComponent(ILogObserver, FileLogObserver(logfile).emit)
+Worker(
+    "127.0.0.1", {port}, {name!r}, {password!r}, basedir, 600,
+    umask=None, maxdelay=300, numcpus=None, allow_shutdown=None, maxRetries=None, useTls=False,
+    protocol={protocol!r}, delete_leftover_dirs=False, connection_string=None, proxy_connection_string=None,
+).setServiceParent(application)
+"""
+
+
+def start(contestant: Contestant, paths: Paths, master: Master) -> Program:
+    """Start a worker in a new directory."""
+    directory = paths.bench / contestant.name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    if contestant.program == "kvm-worker":
+        return start_kvm_worker(contestant, paths, directory, master)
+    return start_buildbot_worker(contestant, directory, master)
+
+
+def start_buildbot_worker(contestant: Contestant, directory: Path, master: Master) -> Program:
+    tac = TAC.format(
+        port=master.port(contestant.protocol),
+        name=contestant.name,
+        password=master.password,
+        protocol="pb" if contestant.protocol == "pb" else "msgpack_experimental_v7",
+    )
+    directory.joinpath("buildbot.tac").write_text(tac)
+    command = [tool("twistd"), "--nodaemon", "--no_save", "--pidfile=", "--python=buildbot.tac"]
+    return Program(contestant.name, command, directory, dict(os.environ))
+
+
+def start_kvm_worker(contestant: Contestant, paths: Paths, directory: Path, master: Master) -> Program:
+    if not paths.kvm_worker.exists():
+        raise Problem(f"{paths.kvm_worker} is missing: contrib/bench/run builds it")
+    password = directory / "password"
+    password.write_text(master.password + "\n")
+    scheme = "pb" if contestant.protocol == "pb" else "ws"
+    command = [
+        str(paths.kvm_worker),
+        "run",
+        f"--master={scheme}://127.0.0.1:{master.port(contestant.protocol)}",
+        f"--name={contestant.name}",
+        f"--password-file={password}",
+        f"--basedir={directory / 'basedir'}",
+    ]
+    # Variables would be laid over the configuration.
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("KVM_WORKER__")}
+    return Program(contestant.name, command, directory, plain)
+
+
+def builddir(contestant: Contestant, paths: Paths, builder: str) -> Path:
+    """Give the directory that a builder's steps work in."""
+    basedir = paths.bench / contestant.name
+    if contestant.program == "kvm-worker":
+        basedir /= "basedir"
+    return basedir / builder / "build"

@@ -1,0 +1,165 @@
+"""The Buildbot master that all contestants work for."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from events import ANSWER, Events
+from plan import CONTESTANTS, Paths, Sizes
+from problem import Problem
+from program import Program
+
+#: Seconds within which the master starts, and a worker finds it.
+START = 120
+
+#: Seconds a build may take. A log of full size takes most of a minute on a slow machine.
+LONGEST = 900
+
+SUBJECTS = ("workers/*/connected", "buildrequests/*/complete")
+
+SUCCESS = 0
+
+
+@dataclass(frozen=True)
+class Build:
+    """A build that succeeded."""
+
+    buildid: int
+    #: What each of its steps took.
+    seconds: list[float]
+
+
+class Master:
+    """A master with a new database that listens on 127.0.0.1 alone."""
+
+    def __init__(self, paths: Paths, sizes: Sizes) -> None:
+        self.password = secrets.token_urlsafe()
+        self.uploads = paths.bench / "uploads"
+        www, self.pb, self.msgpack = free_ports(3)
+        self._url = f"http://127.0.0.1:{www}/api/v2/"
+        shutil.rmtree(paths.master, ignore_errors=True)
+        self.uploads.mkdir(exist_ok=True)
+        run_tool("buildbot", "create-master", "--quiet", "--config", str(paths.configuration), str(paths.master))
+        told = {
+            **asdict(sizes),
+            "file": str(paths.file),
+            "uploads": str(self.uploads),
+            "contestants": [contestant.name for contestant in CONTESTANTS],
+            "password": self.password,
+            "www": www,
+            "pb": self.pb,
+            "msgpack": self.msgpack,
+        }
+        self.program = Program(
+            "the master",
+            [tool("twistd"), "--nodaemon", "--no_save", "--pidfile=", "--python=buildbot.tac"],
+            paths.master,
+            {**os.environ, "BENCH": json.dumps(told)},
+        )
+        try:
+            self._wait_until_it_answers(www)
+            self._events = Events(www, SUBJECTS)
+        except BaseException:
+            self.program.stop()
+            raise
+
+    def port(self, protocol: str) -> int:
+        return self.pb if protocol == "pb" else self.msgpack
+
+    def wait_for_workers(self, workers: dict[str, Program]) -> None:
+        """Wait until all of them, by their names, are connected."""
+        # The events of those that were quick are in the stream.
+        missing = set(workers)
+        what = "the workers' connections to the master"
+        for key, message in self._events.messages(START, [self.program, *workers.values()], what):
+            if key[0] == "workers":
+                missing.discard(message["name"])
+            if not missing:
+                return
+
+    def build(self, builder: str, worker: Program) -> Build:
+        """Have a builder build, and wait for its success."""
+        builderid = self._get(f"builders/{builder}")["builders"][0]["builderid"]
+        call = {"jsonrpc": "2.0", "id": 1, "method": "force", "params": {"builderid": builderid}}
+        _, requests = self._ask(f"forceschedulers/force-{builder}", json.dumps(call).encode())["result"]
+        request = requests[str(builderid)]
+        for key, message in self._events.messages(LONGEST, [self.program, worker], f"the build of {builder}"):
+            if key[0] == "buildrequests" and message["buildrequestid"] == request:
+                if message["results"] != SUCCESS:
+                    raise Problem(f"{builder} failed ({message['results']}): see the logs in .cache/bench")
+                break
+        buildid = self._get(f"builds?buildrequestid={request}")["builds"][0]["buildid"]
+        properties = self._get(f"builds/{buildid}/properties")["properties"][0]
+        return Build(buildid, properties["seconds"][0])
+
+    def lines(self, build: Build) -> int:
+        """Give the number of lines in the log of a build's last step."""
+        step = max(self._get(f"builds/{build.buildid}/steps")["steps"], key=lambda step: int(step["number"]))
+        logs = self._get(f"steps/{step['stepid']}/logs")["logs"]
+        return sum(int(log["num_lines"]) for log in logs if log["type"] == "s")
+
+    def _wait_until_it_answers(self, port: int) -> None:
+        deadline = time.monotonic() + START
+        while not listens(port):
+            if self.program.ended_within(0.1):
+                raise self.program.too_early()
+            if time.monotonic() > deadline:
+                raise Problem(f"the master did not start within {START} s: see its log in .cache/bench")
+
+    def _get(self, path: str) -> Any:
+        return self._ask(path, None)
+
+    def _ask(self, path: str, data: bytes | None) -> Any:
+        request = urllib.request.Request(self._url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=ANSWER) as answer:
+                return json.load(answer)
+        except urllib.error.HTTPError as error:
+            raise Problem(f"the master refused {path}: {error.read().decode(errors='replace')}") from None
+        except OSError as error:
+            raise Problem(f"the master did not answer {path}: {error}") from None
+
+
+def free_ports(count: int) -> list[int]:
+    """Give ports of 127.0.0.1 that nobody uses. Nothing holds them until the master starts."""
+    listeners = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [listener.getsockname()[1] for listener in listeners]
+    for listener in listeners:
+        listener.close()
+    return ports
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0
+
+
+def tool(name: str) -> str:
+    """Give the path of a program of this Python environment."""
+    return str(Path(sys.executable).with_name(name))
+
+
+def run_tool(name: str, *arguments: str) -> None:
+    done = subprocess.run([tool(name), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Problem(f"{name} {arguments[0]} failed:\n{done.stdout}{done.stderr}")
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise Problem(f"this Python has no {package}: contrib/bench/run uses one that has") from None
