@@ -19,7 +19,8 @@ pub(crate) enum Verb {
     /// Connect to the master and serve its builds until told to stop.
     ///
     /// SIGTERM or SIGINT stops the worker: running builds are given back to the master, which retries them, and every
-    /// machine is stopped. A second one stops at once.
+    /// machine is stopped. A second one stops at once. SIGUSR1 asks the master (over PB) for no more builds and to be shut
+    /// down after the last one.
     Run(Run),
     /// Take over from a buildbot-worker: write the configuration that its directory's buildbot.tac describes.
     ///

@@ -10,7 +10,7 @@ use anyhow::{Context as _, bail};
 use protocol::command::Placement;
 use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::{Instrument, debug, info, info_span, warn};
 
@@ -32,6 +32,9 @@ const COMMANDS_END: Duration = Duration::from_secs(10);
 /// What is added to `pool.shutdown_timeout` for stopping all machines: the rungs after the polite ones.
 const MACHINES_END: Duration = Duration::from_secs(20);
 
+/// Why a draining worker stops without having been told by the master.
+const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no build runs";
+
 /// Everything that can happen to the daemon.
 #[derive(Debug)]
 enum Event {
@@ -41,6 +44,8 @@ enum Event {
     LineEnded(Result<(), JoinError>),
     /// A command has completed, or was abandoned.
     CommandEnded(Result<CommandId, JoinError>),
+    /// The worker is to stop once the builds that run have ended.
+    Drain,
     /// The worker is to stop.
     Stop(&'static str),
 }
@@ -51,6 +56,8 @@ enum Event {
 /// It could not start, or one of its tasks broke down.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let signals = StopSignals::new().context("listen for signals")?;
+    let drain_signal = signal(SignalKind::user_defined1()).context("listen for signals")?;
+    let (drain, drain_wanted) = watch::channel(false);
     let password = config.worker.password.read()?;
     let basedir = &config.worker.basedir;
     std::fs::create_dir_all(basedir).with_context(|| format!("make worker.basedir {}", basedir.display()))?;
@@ -63,6 +70,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         password,
         ca_file: config.worker.ca_file.clone(),
         connection: config.connection.clone(),
+        drain: drain_wanted,
     };
     info!(worker = config.worker.name, master = %config.worker.master, slots = config.pool.slots, "started");
     let daemon = Daemon {
@@ -78,6 +86,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         events,
         line: tokio::spawn(line.keep(line_events)),
         signals,
+        drain_signal,
+        drain,
     };
     daemon.run().await
 }
@@ -97,6 +107,9 @@ struct Daemon {
     events: mpsc::Receiver<LineEvent>,
     line: JoinHandle<()>,
     signals: StopSignals,
+    drain_signal: Signal,
+    /// Whether the worker is to stop once the builds that run have ended.
+    drain: watch::Sender<bool>,
 }
 
 /// A command that runs.
@@ -115,6 +128,11 @@ impl Daemon {
                     }
                 }
                 Event::CommandEnded(ended) => self.command_ended(ended),
+                Event::Drain => {
+                    if let Some(why) = self.drain() {
+                        return self.stop(why).await;
+                    }
+                }
                 Event::Stop(why) => return self.stop(why).await,
                 Event::LineEnded(result) => {
                     self.stop("the task that keeps the line to the master ended").await?;
@@ -128,17 +146,28 @@ impl Daemon {
         tokio::select! {
             biased;
             why = self.signals.next() => Event::Stop(why),
+            _ = self.drain_signal.recv() => Event::Drain,
             Some(ended) = self.tasks.join_next() => Event::CommandEnded(ended),
             Some(event) = self.events.recv() => Event::Line(event),
             ended = &mut self.line => Event::LineEnded(ended),
         }
     }
 
+    /// Has the master asked for no more builds; says why, if the worker can stop at once.
+    fn drain(&mut self) -> Option<&'static str> {
+        info!("draining: SIGUSR1");
+        self.drain.send_replace(true);
+        self.link.is_none().then_some(NO_LINE_TO_DRAIN)
+    }
+
     /// Deals with an event of the line; says why, if it ends the worker.
     fn line_event(&mut self, event: LineEvent) -> Option<&'static str> {
         match event {
             LineEvent::Up(link) => self.link = Some(link),
-            LineEvent::Down => self.line_lost(),
+            LineEvent::Down => {
+                self.line_lost();
+                return self.drain.borrow().then_some(NO_LINE_TO_DRAIN);
+            }
             LineEvent::Request { request: Request::Shutdown, reply } => {
                 let _ = reply.send(Ok(Value::Nil));
                 return Some("the master said so");
@@ -208,7 +237,8 @@ impl Daemon {
 
     fn pool_state(&self) -> PoolState {
         let census = self.pool.census();
-        PoolState { slots: census.slots, free: census.free, state: "running" }
+        let state = if *self.drain.borrow() { "draining" } else { "running" };
+        PoolState { slots: census.slots, free: census.free, state }
     }
 
     fn start_command(&mut self, start: StartCommand) -> Reply {

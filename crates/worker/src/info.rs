@@ -46,7 +46,7 @@ pub(crate) struct PoolState {
     pub slots: u16,
     /// How many more could be started now.
     pub free: u16,
-    /// What the worker does: `running` or `stopping`.
+    /// What the worker does: `running` or `draining`.
     pub state: &'static str,
 }
 

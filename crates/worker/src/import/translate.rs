@@ -252,8 +252,8 @@ impl Translation {
             self.drop(
                 "allow_shutdown",
                 &allow_shutdown,
-                "no SIGHUP and no shutdown.stamp here; to let the builds finish first, stop the worker on the master's \
-                 page for it",
+                "no SIGHUP and no shutdown.stamp here; SIGUSR1 lets the builds finish first, over PB, and so does a \
+                 graceful shutdown on the master's page",
             );
         }
         if let Some(retries) = self.arguments.given("maxRetries").filter(|retries| retries.value != Value::Number(0)) {

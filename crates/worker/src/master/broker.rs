@@ -76,6 +76,12 @@ impl Broker {
         self.make_room().await
     }
 
+    pub(super) async fn ask_shutdown(&mut self) -> Result<bool, Over> {
+        let asked = self.connection.ask_shutdown();
+        self.make_room().await?;
+        Ok(asked)
+    }
+
     pub(super) async fn close(&mut self) -> Result<(), Over> {
         self.output.extend_from_slice(&self.connection.take_output());
         self.writer.write_all(&self.output).await.map_err(|error| broken(&error))?;
@@ -95,7 +101,7 @@ impl Broker {
 fn received(event: Event) -> Result<Option<Received>, Over> {
     Ok(match event {
         Event::Incoming(incoming) => Some(Received::Incoming(incoming)),
-        Event::LoggedIn => Some(Received::SignOfLife),
+        Event::LoggedIn => Some(Received::LoggedIn),
         Event::LoginRefused { refusal, message } => Some(Received::Refused(match refusal {
             Refusal::Unauthorized => Refused::Login,
             Refusal::Duplicate => Refused::Duplicate,

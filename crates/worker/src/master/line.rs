@@ -9,7 +9,7 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use protocol::{Incoming, Reply, Request, SeqNumber, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -44,6 +44,8 @@ pub(crate) struct Line {
     pub password: Password,
     pub ca_file: Option<PathBuf>,
     pub connection: config::Connection,
+    /// Whether the master is to be asked for no more builds.
+    pub drain: watch::Receiver<bool>,
 }
 
 impl Line {
@@ -120,6 +122,11 @@ struct Conversation<'a> {
     /// The answers to the master that are being made.
     replies: FuturesUnordered<BoxFuture<'static, (SeqNumber, Reply)>>,
     attached: bool,
+    /// Whether the master has let us in.
+    logged_in: bool,
+    drain: watch::Receiver<bool>,
+    /// Whether the master has been asked for no more builds, or can't be.
+    drained: bool,
     /// Whether the master said that it does not let us in.
     refused: bool,
 }
@@ -136,6 +143,7 @@ enum Turn {
     Reply(SeqNumber, Reply),
     Call(OwnedSemaphorePermit, Outgoing),
     AskForLife,
+    Drain,
     Goodbye,
 }
 
@@ -143,6 +151,7 @@ impl<'a> Conversation<'a> {
     fn new(line: &'a Line, wire: Wire, events: &'a mpsc::Sender<LineEvent>, calls: mpsc::Receiver<Outgoing>) -> Self {
         Conversation {
             line,
+            logged_in: matches!(wire, Wire::WebSocket(_)),
             wire,
             events,
             calls,
@@ -151,6 +160,8 @@ impl<'a> Conversation<'a> {
             answers: HashMap::new(),
             replies: FuturesUnordered::new(),
             attached: false,
+            drain: line.drain.clone(),
+            drained: false,
             refused: false,
         }
     }
@@ -182,6 +193,7 @@ impl<'a> Conversation<'a> {
         tokio::select! {
             biased;
             _ = life.tick() => Ok(Turn::AskForLife),
+            () = wanted(&mut self.drain), if self.logged_in && !self.drained => Ok(Turn::Drain),
             Some((seq, reply)) = self.replies.next(), if !self.replies.is_empty() => Ok(Turn::Reply(seq, reply)),
             received = timeout_at(dead_at, self.wire.receive()) => match received {
                 Ok(received) => received.map(Turn::Take),
@@ -203,6 +215,7 @@ impl<'a> Conversation<'a> {
             Turn::Take(received) => self.take(received).await,
             Turn::Reply(seq, reply) => self.wire.reply(seq, &reply).await,
             Turn::AskForLife => self.wire.ask_for_life().await,
+            Turn::Drain => self.drain().await,
             Turn::Call(room, Outgoing { call, answer }) => {
                 let seq = SeqNumber(self.next_seq);
                 self.next_seq += 1;
@@ -214,6 +227,19 @@ impl<'a> Conversation<'a> {
                 Err(Over("the daemon ends".to_owned()))
             }
         }
+    }
+
+    async fn drain(&mut self) -> Result<(), Over> {
+        self.drained = true;
+        if self.wire.ask_shutdown().await? {
+            info!("asked the master for no more builds, and to be shut down after the last one");
+        } else {
+            warn!(
+                "over MessagePack a worker can't ask the master for no more builds: shut it down gracefully on the \
+                 master's web page, which does the same"
+            );
+        }
+        Ok(())
     }
 
     async fn take(&mut self, received: Received) -> Result<(), Over> {
@@ -239,6 +265,10 @@ impl<'a> Conversation<'a> {
             Received::Refused(refused) => {
                 self.refused = true;
                 Err(Over(self.refusal(refused)))
+            }
+            Received::LoggedIn => {
+                self.logged_in = true;
+                Ok(())
             }
             Received::SignOfLife => Ok(()),
         }
@@ -295,6 +325,15 @@ impl<'a> Conversation<'a> {
             self.wire.reply(seq, &reply).await?;
         }
         self.wire.close().await
+    }
+}
+
+/// Waits until draining is wanted. Cancel-safe.
+async fn wanted(drain: &mut watch::Receiver<bool>) {
+    let ended = drain.wait_for(|drain| *drain).await.is_err();
+    if ended {
+        // The daemon is gone, and this conversation soon is.
+        std::future::pending().await
     }
 }
 

@@ -19,6 +19,8 @@ pub(super) enum Received {
     Incoming(Incoming),
     /// It asks something that makes no sense; this is to be said to it.
     Senseless { seq: SeqNumber, message: String },
+    /// It has let this worker in. Over MessagePack the connection says so.
+    LoggedIn,
     /// It does not let this worker in.
     Refused(Refused),
     /// It is there, and that is all.
@@ -71,6 +73,15 @@ impl Wire {
         match self {
             Wire::WebSocket(wire) => wire.ask_for_life().await,
             Wire::Broker(wire) => wire.ask_for_life().await,
+        }
+    }
+
+    /// Asks the master for no more builds, and to be shut down after the last one. False if it can't be asked: over
+    /// MessagePack, or before it has let this worker in.
+    pub(super) async fn ask_shutdown(&mut self) -> Result<bool, Over> {
+        match self {
+            Wire::WebSocket(_) => Ok(false),
+            Wire::Broker(wire) => wire.ask_shutdown().await,
         }
     }
 

@@ -47,6 +47,8 @@ impl Place for Host {
             .args(argv)
             .current_dir(workdir)
             .envs(environment)
+            // A worker that is killed leaves its master to run the build again, beside what would still run here.
+            .dies_with_parent()
             .output_grace(OUTPUT_GRACE);
         let command = if pty { command.pty() } else { command.stdin(stdin) };
         let child = command.spawn().await.map_err(spawn_error)?;
