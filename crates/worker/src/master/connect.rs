@@ -14,6 +14,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use super::broker::Broker;
+use super::prompt::Prompt;
 use super::websocket::WebSocket;
 use super::wire::Wire;
 use crate::config::{MasterAddress, Password, Scheme};
@@ -73,17 +74,16 @@ pub(super) async fn connect(
         .unwrap_or_else(|_| Err(ConnectError::Timeout { authority: master.authority(), timeout }))
 }
 
-async fn tcp(master: &MasterAddress) -> Result<TcpStream, ConnectError> {
+async fn tcp(master: &MasterAddress) -> Result<Prompt, ConnectError> {
     let failed = |source| ConnectError::Tcp { authority: master.authority(), source };
     let stream = TcpStream::connect((master.host.as_str(), master.port)).await.map_err(failed)?;
-    stream.set_nodelay(true).map_err(failed)?;
-    Ok(stream)
+    Prompt::new(stream).map_err(failed)
 }
 
 async fn tls(
     master: &MasterAddress,
     ca_file: Option<&Path>,
-    stream: TcpStream,
+    stream: Prompt,
 ) -> Result<impl Stream + use<>, ConnectError> {
     let failed = |source| ConnectError::Tls { authority: master.authority(), source };
     let roots = match ca_file {

@@ -14,6 +14,7 @@ mod broker;
 mod connect;
 mod line;
 mod link;
+mod prompt;
 mod websocket;
 mod wire;
 
