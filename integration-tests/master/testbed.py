@@ -7,10 +7,13 @@ import os
 from typing import Any
 
 from buildbot.plugins import schedulers, steps, util, worker
+from buildbot.process.buildstep import BuildStep
+from buildbot.process.remotecommand import RemoteCommand
+from buildbot.process.results import FAILURE, SUCCESS
 from buildbot.util.service import BuildbotService
 from buildbot_kvm import listen_for_msgpack_on
 
-__all__ = ["add_builder", "base", "schedulers", "steps", "util", "worker"]
+__all__ = ["Repeat", "add_builder", "base", "schedulers", "steps", "util", "worker"]
 
 
 class Herald(BuildbotService):
@@ -31,7 +34,33 @@ class Herald(BuildbotService):
         os.write(1, f"EVENT {json.dumps([list(key), plain])}\n".encode())
 
 
-def base(msgpack_port: int, www_port: int, workers: dict[str, str]) -> dict[str, Any]:
+class Repeat(BuildStep):
+    """Has the worker run one command many times, one after the other, and ends with the first that fails."""
+
+    name = "repeat"
+
+    def __init__(self, command: str, args: dict[str, Any], times: int, **kwargs: Any) -> None:
+        """``command`` and ``args`` are those of a ``RemoteCommand``."""
+        super().__init__(**kwargs)
+        self.command = command
+        self.args = args
+        self.times = times
+
+    async def run(self) -> int:
+        """Run all of them."""
+        stdio = await self.addLog("stdio")
+        results: int = SUCCESS
+        for _ in range(self.times):
+            command = RemoteCommand(self.command, self.args)
+            command.useLog(stdio)
+            await self.runCommand(command)
+            if command.didFail():
+                results = FAILURE
+                break
+        return results
+
+
+def base(protocols: dict[str, Any], www_port: int, workers: dict[str, str]) -> dict[str, Any]:
     """Make the configuration of a master without builders. ``workers`` maps names to passwords."""
     listen_for_msgpack_on("127.0.0.1")
     return {
@@ -40,7 +69,7 @@ def base(msgpack_port: int, www_port: int, workers: dict[str, str]) -> dict[str,
         "buildbotNetUsageData": None,
         "db": {"db_url": "sqlite:///state.sqlite"},
         "www": {"port": f"tcp:{www_port}:interface=127.0.0.1"},
-        "protocols": {"msgpack_experimental_v7": {"port": msgpack_port}},
+        "protocols": protocols,
         # What a test asks for twice shall run twice.
         "collapseRequests": False,
         "workers": [worker.Worker(name, password) for name, password in workers.items()],

@@ -29,12 +29,13 @@ pub struct KvmHost {
 impl KvmHost {
     /// A host whose worker logs in at a master, with the master's password for it.
     pub fn of(master: &Master) -> Result<KvmHost> {
-        KvmHost::at(&format!("ws://127.0.0.1:{}", master.port()))
+        KvmHost::at(&master.url())
     }
 
     /// The same, at any URL.
     pub fn at(url: &str) -> Result<KvmHost> {
         let directory = Scratch::new("kvmhost")?;
+        fs::create_dir(directory.path().join("home")).context("make a home for the worker")?;
         let mut host = KvmHost { directory, ports: Ports::reserve()?, configuration: Table::new() };
         host.write_password(Master::PASSWORD, 0o600)?;
         host.set("worker.name", Master::WORKER);
@@ -102,6 +103,11 @@ impl KvmHost {
     /// The directory whose subdirectories the master gives to its builders.
     pub fn basedir(&self) -> PathBuf {
         self.path("base")
+    }
+
+    /// The home of the user that the worker runs as.
+    pub fn home(&self) -> PathBuf {
+        self.path("home")
     }
 
     /// The directory of the pool's files.
@@ -204,10 +210,10 @@ impl KvmHost {
         command.arg("run").current_dir(self.directory.path());
         // The environment of the tests is none of the worker's business, nor of its commands.
         command.env_clear();
-        for name in ["PATH", "HOME", "TMPDIR"] {
+        for name in ["PATH", "TMPDIR"] {
             command.envs(env::var_os(name).map(|value| (name, value)));
         }
-        command.env("LANG", "C.UTF-8");
+        command.env("LANG", "C.UTF-8").env("HOME", self.home());
         Ok(command)
     }
 }

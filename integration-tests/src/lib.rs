@@ -34,7 +34,7 @@ pub use daemon::Daemon;
 pub use guest::Guest;
 pub use host::KvmHost;
 pub use line::{Certificates, Line};
-pub use master::{Master, MasterPlan, Request};
+pub use master::{Master, MasterPlan, Protocol, Request};
 pub use port::Ports;
 pub use rig::Rig;
 pub use running::Running;
@@ -48,6 +48,19 @@ pub const SOON: Duration = Duration::from_secs(40);
 
 /// How long a build with guests in it may take under TCG, on a loaded machine.
 pub const WITH_GUESTS: Duration = Duration::from_secs(240);
+
+/// Makes two tests of each function that takes a protocol: `msgpack::NAME` and `pb::NAME`.
+#[macro_export]
+macro_rules! over_both_protocols {
+    ($($name:ident),+ $(,)?) => {
+        mod msgpack {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Msgpack) })+
+        }
+        mod pb {
+            $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Pb) })+
+        }
+    };
+}
 
 /// Checks that a request's first build ended as RETRY and the second one well.
 pub fn retried(master: &Master, request: Request, within: Duration) -> anyhow::Result<()> {

@@ -15,19 +15,30 @@ use crate::rest::Rest;
 use crate::scratch::Scratch;
 use crate::{Build, Daemon, Ports, SOON, Transcript};
 
-const MSGPACK: u16 = 0;
+const WORKERS: u16 = 0;
 const WWW: u16 = 1;
 
 /// What a master is to have. Made by [`Master::plan`].
 #[derive(Debug)]
 pub struct MasterPlan {
+    protocol: Protocol,
     workers: Vec<(String, String)>,
     builders: String,
+}
+
+/// What a master speaks with its workers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// MessagePack over WebSocket.
+    Msgpack,
+    /// Perspective Broker.
+    Pb,
 }
 
 /// A running Buildbot 4.3.0 master on loopback, with a database and a web server. Ends with the value.
 #[derive(Debug)]
 pub struct Master {
+    protocol: Protocol,
     daemon: Daemon,
     rest: Rest,
     ports: Ports,
@@ -57,26 +68,56 @@ impl MasterPlan {
         self
     }
 
+    /// Has workers spoken to over this protocol; without it that is MessagePack.
+    pub fn speaking(self, protocol: Protocol) -> MasterPlan {
+        MasterPlan { protocol, ..self }
+    }
+
     /// Starts the master and waits until it runs.
     pub fn start(self) -> Result<Master> {
         let directory = Scratch::new("master")?;
         let ports = Ports::reserve()?;
-        let testbed = repository().join("integration-tests/master");
+        let testbed = testbed();
         fs::copy(new_database()?, directory.path().join("state.sqlite")).context("copy the empty database")?;
         fs::copy(testbed.join("buildbot.tac"), directory.path().join("buildbot.tac")).context("copy buildbot.tac")?;
+        self.write_to(directory.path(), &ports)?;
+        let daemon = start_in(directory.path())?;
+        Ok(Master { protocol: self.protocol, daemon, rest: Rest::new(ports.get(WWW)), ports, directory })
+    }
+
+    fn write_to(&self, directory: &Path, ports: &Ports) -> Result<()> {
+        let testbed = testbed();
         let workers: serde_json::Map<String, Value> =
-            self.workers.into_iter().map(|(name, password)| (name, password.into())).collect();
+            self.workers.iter().map(|(name, password)| (name.clone(), password.as_str().into())).collect();
         let configuration = format!(
             "import sys\nsys.path.insert(0, {testbed:?})\nfrom testbed import *\n\
              c = BuildmasterConfig = base({}, {}, {})\n{}",
-            ports.get(MSGPACK),
+            self.protocol.configuration(ports.get(WORKERS)),
             ports.get(WWW),
             Value::from(workers),
             self.builders,
         );
-        fs::write(directory.path().join("master.cfg"), configuration).context("write master.cfg")?;
-        let daemon = start_in(directory.path())?;
-        Ok(Master { daemon, rest: Rest::new(ports.get(WWW)), ports, directory })
+        fs::write(directory.join("master.cfg"), configuration).context("write master.cfg")
+    }
+}
+
+impl Protocol {
+    /// The scheme of a master's URL, with or without TLS.
+    pub fn scheme(self, tls: bool) -> &'static str {
+        match (self, tls) {
+            (Protocol::Msgpack, false) => "ws",
+            (Protocol::Msgpack, true) => "wss",
+            (Protocol::Pb, false) => "pb",
+            (Protocol::Pb, true) => "pbs",
+        }
+    }
+
+    /// What a master has as `c['protocols']`.
+    fn configuration(self, port: u16) -> Value {
+        match self {
+            Protocol::Msgpack => json!({ "msgpack_experimental_v7": { "port": port } }),
+            Protocol::Pb => json!({ "pb": { "port": format!("tcp:{port}:interface=127.0.0.1") } }),
+        }
     }
 }
 
@@ -90,17 +131,45 @@ impl Master {
     /// Begins the description of a master.
     pub fn plan() -> MasterPlan {
         let workers = vec![(Master::WORKER.to_owned(), Master::PASSWORD.to_owned())];
-        MasterPlan { workers, builders: String::new() }
+        MasterPlan { protocol: Protocol::Msgpack, workers, builders: String::new() }
     }
 
     /// Starts a master that has one builder, called `build`.
     pub fn building(steps: &str) -> Result<Master> {
-        Master::plan().builder("build", steps).start()
+        Master::building_over(Protocol::Msgpack, steps)
     }
 
-    /// The port that workers speak MessagePack over WebSocket to.
+    /// The same over a protocol.
+    pub fn building_over(protocol: Protocol, steps: &str) -> Result<Master> {
+        Master::plan().speaking(protocol).builder("build", steps).start()
+    }
+
+    /// The port for workers.
     pub fn port(&self) -> u16 {
-        self.ports.get(MSGPACK)
+        self.ports.get(WORKERS)
+    }
+
+    /// What a worker is to have as `worker.master`.
+    pub fn url(&self) -> String {
+        self.url_by(self.port())
+    }
+
+    /// The same through a proxy on another port.
+    pub fn url_by(&self, port: u16) -> String {
+        format!("{}://127.0.0.1:{port}", self.protocol.scheme(false))
+    }
+
+    /// The same through a proxy that is spoken to in TLS.
+    pub fn url_by_tls(&self, port: u16) -> String {
+        format!("{}://localhost:{port}", self.protocol.scheme(true))
+    }
+
+    /// Has the running master take over another plan, and waits until it has.
+    pub fn reconfigure(&self, plan: MasterPlan) -> Result<()> {
+        let mark = self.transcript().mark();
+        plan.speaking(self.protocol).write_to(self.directory.path(), &self.ports)?;
+        self.daemon.signal(Signal::HUP)?;
+        self.transcript().find_from(mark, "configuration update complete", SOON).map(drop)
     }
 
     /// Where the master keeps what workers upload: relative paths of its steps begin here.
@@ -246,6 +315,10 @@ impl Master {
             Err(error) => format!("no build of it has begun ({error:#})"),
         }
     }
+}
+
+fn testbed() -> PathBuf {
+    repository().join("integration-tests/master")
 }
 
 /// Takes an event apart: `[kind, id, what]` and its message.

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 
-use crate::{Build, Guest, KvmHost, Master, WITH_GUESTS, Worker};
+use crate::{Build, Guest, KvmHost, Master, Protocol, Running, WITH_GUESTS, Worker};
 
 /// What most tests need: a master whose builder is called `build`, and a worker that is connected to it.
 #[derive(Debug)]
@@ -19,6 +19,11 @@ impl Rig {
     /// Starts all three, for a builder with these steps.
     pub fn building(steps: &str) -> Result<Rig> {
         Rig::with(steps, |_| Ok(()))
+    }
+
+    /// The same over a protocol.
+    pub fn building_over(protocol: Protocol, steps: &str) -> Result<Rig> {
+        Rig::of(Master::building_over(protocol, steps)?, |_| Ok(()))
     }
 
     /// The same with a change to the worker's configuration.
@@ -58,6 +63,14 @@ impl Rig {
         self.host.becomes("nothing runs but the worker", |host| {
             let others = host.running()?.into_iter().filter(|process| process.pid != worker);
             Ok(others.map(|process| format!("{process:?}")).collect())
+        })
+    }
+
+    /// Checks that nothing runs in a builder's directory, or soon does not.
+    pub fn nothing_of(&self, builder: &str) -> Result<()> {
+        let directory = self.host.basedir().join(builder);
+        self.host.becomes("nothing of the builder runs", |_| {
+            Ok(Running::under(&directory)?.iter().map(|process| format!("{process:?}")).collect())
         })
     }
 

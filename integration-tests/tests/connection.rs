@@ -4,15 +4,34 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use integration_tests::{Certificates, KvmHost, Line, Master, Rig, SOON, retried};
+use integration_tests::{Certificates, KvmHost, Line, Master, Protocol, Rig, SOON, over_both_protocols, retried};
 
 /// The first try prints `first` and takes for ever; the second ends.
 const TWO_TRIES: &str =
     r#"steps.ShellCommand(command="test -e ../tried && exit; touch ../tried; echo first; sleep 1000 & wait"),"#;
 
-#[test]
-fn wrong_password_is_told_and_tried_again_with_patience() -> Result<()> {
-    let master = Master::building("")?;
+/// The master's lines about logins, one for each that it did not take for the worker's.
+fn logins(master: &Master) -> Vec<String> {
+    master.transcript().lines(|line| line.contains("Client connecting") || line.contains("invalid login"))
+}
+
+over_both_protocols! {
+    wrong_password_is_told_and_tried_again_with_patience,
+    master_is_told_who_this_worker_is,
+    second_worker_of_a_name_is_told_and_the_first_works_on,
+    master_that_appears_late_gets_its_worker,
+    build_is_retried_after_the_master_crashed,
+    dead_line_is_noticed_and_the_build_retried,
+    quiet_line_is_not_taken_for_dead,
+    tls_is_spoken_with_a_master_that_the_ca_vouches_for,
+    master_that_nobody_vouches_for_gets_no_password,
+    sigterm_ends_the_worker_and_its_commands,
+    build_is_retried_after_the_worker_crashed,
+    master_can_shut_the_worker_down,
+}
+
+fn wrong_password_is_told_and_tried_again_with_patience(protocol: Protocol) -> Result<()> {
+    let master = Master::building_over(protocol, "")?;
     let host = KvmHost::of(&master)?;
     host.write_password("wrong", 0o600)?;
     let begun = Instant::now();
@@ -24,15 +43,14 @@ fn wrong_password_is_told_and_tried_again_with_patience() -> Result<()> {
     }
     // With retry_min = 1 the fourth attempt is due after 1 + 1.5 + 2.25 s, less the jitter.
     ensure!(begun.elapsed() > Duration::from_secs(2), "4 attempts in {:?}", begun.elapsed());
-    let attempts = master.transcript().lines(|line| line.contains("Client connecting")).len();
+    let attempts = logins(&master).len();
     ensure!(attempts <= 5, "{attempts} connections for 4 attempts");
     worker.stop()?;
     host.nothing_left()
 }
 
-#[test]
-fn master_is_told_who_this_worker_is() -> Result<()> {
-    let master = Master::building("")?;
+fn master_is_told_who_this_worker_is(protocol: Protocol) -> Result<()> {
+    let master = Master::building_over(protocol, "")?;
     let host = KvmHost::of(&master)?;
     let info = host.basedir().join("info");
     fs::create_dir_all(&info)?;
@@ -49,21 +67,24 @@ fn master_is_told_who_this_worker_is() -> Result<()> {
     host.nothing_left()
 }
 
-#[test]
-fn second_worker_of_a_name_is_told_and_the_first_works_on() -> Result<()> {
-    let rig = Rig::building(r#"steps.ShellCommand(command="echo hello"),"#)?;
+fn second_worker_of_a_name_is_told_and_the_first_works_on(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(protocol, r#"steps.ShellCommand(command="echo hello"),"#)?;
     let second = KvmHost::of(&rig.master)?;
     let mut worker = second.start()?;
-    worker.transcript().find("another worker", SOON)?;
+    let told = match protocol {
+        // The master says no more than that it ends the login.
+        Protocol::Msgpack => "is another worker named 'worker' connected?",
+        Protocol::Pb => "the master has a worker named 'worker' already; stop that one",
+    };
+    worker.transcript().find(told, SOON)?;
     rig.run()?.succeeded()?;
     ensure!(worker.stop()?.success(), "the second worker did not end well");
     second.nothing_left()?;
     rig.finish()
 }
 
-#[test]
-fn master_that_appears_late_gets_its_worker() -> Result<()> {
-    let mut master = Master::building(r#"steps.ShellCommand(command="echo hello"),"#)?;
+fn master_that_appears_late_gets_its_worker(protocol: Protocol) -> Result<()> {
+    let mut master = Master::building_over(protocol, r#"steps.ShellCommand(command="echo hello"),"#)?;
     master.stop_master()?;
     let mut host = KvmHost::of(&master)?;
     host.set("connection.retry_max", 2);
@@ -76,9 +97,8 @@ fn master_that_appears_late_gets_its_worker() -> Result<()> {
     host.nothing_left()
 }
 
-#[test]
-fn build_is_retried_after_the_master_crashed() -> Result<()> {
-    let mut rig = Rig::with(TWO_TRIES, |host| {
+fn build_is_retried_after_the_master_crashed(protocol: Protocol) -> Result<()> {
+    let mut rig = Rig::of(Master::building_over(protocol, TWO_TRIES)?, |host| {
         host.set("connection.retry_max", 2);
         Ok(())
     })?;
@@ -91,13 +111,13 @@ fn build_is_retried_after_the_master_crashed() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn dead_line_is_noticed_and_the_build_retried() -> Result<()> {
+fn dead_line_is_noticed_and_the_build_retried(protocol: Protocol) -> Result<()> {
     const DEAD_AFTER: u32 = 3;
-    let master = Master::building(TWO_TRIES)?;
+    let master = Master::building_over(protocol, TWO_TRIES)?;
     let line = Line::to(master.port())?;
+    let url = master.url_by(line.port());
     let rig = Rig::of(master, |host| {
-        host.set("worker.master", format!("ws://127.0.0.1:{}", line.port()));
+        host.set("worker.master", url);
         host.set("connection.dead_after", i64::from(DEAD_AFTER));
         host.set("connection.connect_timeout", 2);
         host.set("connection.retry_max", 2);
@@ -116,9 +136,8 @@ fn dead_line_is_noticed_and_the_build_retried() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn quiet_line_is_not_taken_for_dead() -> Result<()> {
-    let rig = Rig::with(r#"steps.ShellCommand(command="sleep 8"),"#, |host| {
+fn quiet_line_is_not_taken_for_dead(protocol: Protocol) -> Result<()> {
+    let rig = Rig::of(Master::building_over(protocol, r#"steps.ShellCommand(command="sleep 8"),"#)?, |host| {
         host.set("connection.dead_after", 3);
         Ok(())
     })?;
@@ -126,13 +145,13 @@ fn quiet_line_is_not_taken_for_dead() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn tls_is_spoken_with_a_master_that_the_ca_vouches_for() -> Result<()> {
-    let master = Master::building(r#"steps.ShellCommand(command="echo hello"),"#)?;
+fn tls_is_spoken_with_a_master_that_the_ca_vouches_for(protocol: Protocol) -> Result<()> {
+    let master = Master::building_over(protocol, r#"steps.ShellCommand(command="echo hello"),"#)?;
     let certificates = Certificates::new()?;
     let line = Line::tls_to(master.port(), &certificates)?;
+    let url = master.url_by_tls(line.port());
     let rig = Rig::of(master, |host| {
-        host.set("worker.master", format!("wss://localhost:{}", line.port()));
+        host.set("worker.master", url);
         host.set("worker.ca_file", certificates.write_ca(&host.path(""))?.display().to_string());
         Ok(())
     })?;
@@ -140,24 +159,22 @@ fn tls_is_spoken_with_a_master_that_the_ca_vouches_for() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn master_that_nobody_vouches_for_gets_no_password() -> Result<()> {
-    let master = Master::building("")?;
+fn master_that_nobody_vouches_for_gets_no_password(protocol: Protocol) -> Result<()> {
+    let master = Master::building_over(protocol, "")?;
     let line = Line::tls_to(master.port(), &Certificates::new()?)?;
     let other = Certificates::new()?;
-    let mut host = KvmHost::at(&format!("wss://localhost:{}", line.port()))?;
+    let mut host = KvmHost::at(&master.url_by_tls(line.port()))?;
     host.set("worker.ca_file", other.write_ca(&host.path(""))?.display().to_string());
     let mut worker = host.start()?;
     worker.transcript().find("ca_file", SOON)?;
     worker.stop()?;
-    let seen = master.transcript().lines(|line| line.contains("Client connecting"));
+    let seen = logins(&master);
     ensure!(seen.is_empty(), "the worker went on to log in: {seen:?}");
     host.nothing_left()
 }
 
-#[test]
-fn sigterm_ends_the_worker_and_its_commands() -> Result<()> {
-    let mut rig = Rig::building(TWO_TRIES)?;
+fn sigterm_ends_the_worker_and_its_commands(protocol: Protocol) -> Result<()> {
+    let mut rig = Rig::building_over(protocol, TWO_TRIES)?;
     let request = rig.master.force("build")?;
     rig.master.printed(request, "first", SOON)?;
     let status = rig.worker.stop()?;
@@ -168,9 +185,8 @@ fn sigterm_ends_the_worker_and_its_commands() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn build_is_retried_after_the_worker_crashed() -> Result<()> {
-    let mut rig = Rig::building(TWO_TRIES)?;
+fn build_is_retried_after_the_worker_crashed(protocol: Protocol) -> Result<()> {
+    let mut rig = Rig::building_over(protocol, TWO_TRIES)?;
     let request = rig.master.force("build")?;
     rig.master.printed(request, "first", SOON)?;
     rig.worker.kill()?;
@@ -181,9 +197,8 @@ fn build_is_retried_after_the_worker_crashed() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn master_can_shut_the_worker_down() -> Result<()> {
-    let mut rig = Rig::building("")?;
+fn master_can_shut_the_worker_down(protocol: Protocol) -> Result<()> {
+    let mut rig = Rig::building_over(protocol, "")?;
     rig.master.shut_down(Master::WORKER)?;
     let status = rig.worker.wait(SOON)?;
     ensure!(status.success(), "the worker ended with {status}");

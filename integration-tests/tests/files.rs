@@ -1,4 +1,4 @@
-//! Buildbot's own file commands on the host, over MessagePack.
+//! Buildbot's own file commands on the host. What only PB can do is in `pb.rs`.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use integration_tests::{Results, Rig, contains_all};
+use integration_tests::{Protocol, Results, Rig, contains_all, over_both_protocols};
 
 /// Each file below a directory: whether it may be executed, and what is in it.
 fn tree(directory: &Path) -> Result<BTreeMap<String, (bool, Vec<u8>)>> {
@@ -23,9 +23,15 @@ fn tree(directory: &Path) -> Result<BTreeMap<String, (bool, Vec<u8>)>> {
     Ok(files)
 }
 
-#[test]
-fn directories_are_made_copied_looked_at_and_removed() -> Result<()> {
-    let rig = Rig::building(
+over_both_protocols! {
+    directories_are_made_copied_looked_at_and_removed,
+    files_arrive_at_the_master_as_they_are,
+    directories_arrive_at_the_master_as_they_are,
+}
+
+fn directories_are_made_copied_looked_at_and_removed(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(
+        protocol,
         r#"steps.MakeDirectory(name="make", dir="build/a/b"),
            steps.MakeDirectory(name="make again", dir="build/a/b"),
            steps.ShellCommand(name="fill", command="echo text > a/b/file; chmod 500 a/b"),
@@ -47,9 +53,9 @@ fn directories_are_made_copied_looked_at_and_removed() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn files_arrive_at_the_master_as_they_are() -> Result<()> {
-    let rig = Rig::building(
+fn files_arrive_at_the_master_as_they_are(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(
+        protocol,
         r#"steps.ShellCommand(name="make", command="head -c 1000000 /dev/urandom > big; : > empty; echo x > 'a b'"),
            steps.FileUpload(workersrc="big", masterdest="up/big"),
            steps.FileUpload(workersrc="empty", masterdest="up/empty"),
@@ -77,9 +83,9 @@ fn files_arrive_at_the_master_as_they_are() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn directories_arrive_at_the_master_as_they_are() -> Result<()> {
-    let rig = Rig::building(
+fn directories_arrive_at_the_master_as_they_are(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(
+        protocol,
         r#"steps.ShellCommand(name="make", command="mkdir -p d/sub; seq 20000 > d/sub/numbers; echo '#!' > d/run; chmod 755 d/run; : > d/ö"),
            steps.DirectoryUpload(workersrc="d", masterdest="plain"),
            steps.DirectoryUpload(workersrc="d", masterdest="gz", compress="gz"),

@@ -3,15 +3,29 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Build, Results, Rig, SOON, contains_all};
+use integration_tests::{Build, Protocol, Results, Rig, SOON, contains_all, over_both_protocols};
 
 /// Runs a builder of these steps on a worker without machines.
 fn build(steps: &str) -> Result<Build> {
-    let rig = Rig::building(steps)?;
+    build_over(Protocol::Msgpack, steps)
+}
+
+/// The same over a protocol.
+fn build_over(protocol: Protocol, steps: &str) -> Result<Build> {
+    let rig = Rig::building_over(protocol, steps)?;
     let build = rig.run()?;
     rig.nothing_but_the_worker_runs()?;
     rig.finish()?;
     Ok(build)
+}
+
+over_both_protocols! {
+    environment_follows_the_rules_of_buildbot,
+    exit_code_and_signal_are_told,
+    log_files_are_followed_while_the_command_runs,
+    output_arrives_whole_and_in_order,
+    limits_of_time_and_lines_end_the_whole_process_group,
+    stopping_a_build_kills_the_whole_process_group,
 }
 
 #[test]
@@ -29,25 +43,25 @@ fn arguments_reach_the_program_as_they_are() -> Result<()> {
     contains_all(&string.header, &["echo one;", " in dir ", "argv: ", "PWD=", "program finished with exit code 0"])
 }
 
-#[test]
-fn environment_follows_the_rules_of_buildbot() -> Result<()> {
-    let build = build(
+fn environment_follows_the_rules_of_buildbot(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(
+        protocol,
         r#"steps.ShellCommand(
                command='echo "plain=$PLAIN list=$LIST from=$FROM unset=${USER_GONE-gone}"; test "$PWD" = "$(pwd -P)"',
                env={"PLAIN": "x y", "LIST": ["/p", "/q"], "FROM": "<${HOME}>", "USER_GONE": None},
                logEnviron=False),"#,
     )?;
+    let build = rig.run()?;
     build.succeeded()?;
     let stdio = build.step("shell")?.stdio();
-    let home = std::env::var("HOME")?;
-    assert_eq!(stdio.stdout, format!("plain=x y list=/p:/q from=<{home}> unset=gone\n"));
+    assert_eq!(stdio.stdout, format!("plain=x y list=/p:/q from=<{}> unset=gone\n", rig.host.home().display()));
     ensure!(!stdio.header.contains("PLAIN="), "logEnviron=False shows the environment:\n{}", stdio.header);
-    Ok(())
+    rig.finish()
 }
 
-#[test]
-fn exit_code_and_signal_are_told() -> Result<()> {
-    let build = build(
+fn exit_code_and_signal_are_told(protocol: Protocol) -> Result<()> {
+    let build = build_over(
+        protocol,
         r#"steps.ShellCommand(name="code", command="exit 3", flunkOnFailure=False),
            steps.ShellCommand(name="signal", command="kill -9 $$", flunkOnFailure=False),
            steps.ShellCommand(name="missing", command=["no-such-program", "-v"], flunkOnFailure=False),"#,
@@ -84,9 +98,9 @@ fn terminal_is_given_when_asked_for() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn log_files_are_followed_while_the_command_runs() -> Result<()> {
-    let build = build(
+fn log_files_are_followed_while_the_command_runs(protocol: Protocol) -> Result<()> {
+    let build = build_over(
+        protocol,
         r#"steps.ShellCommand(name="before", command="echo old >> followed.log"),
            steps.ShellCommand(
                name="follow",
@@ -101,9 +115,9 @@ fn log_files_are_followed_while_the_command_runs() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn output_arrives_whole_and_in_order() -> Result<()> {
-    let build = build(
+fn output_arrives_whole_and_in_order(protocol: Protocol) -> Result<()> {
+    let build = build_over(
+        protocol,
         r#"steps.ShellCommand(name="many", command=["seq", "100000"]),
            steps.ShellCommand(name="long", command="head -c 20000 /dev/zero | tr '\\0' x; echo ü"),
            steps.ShellCommand(name="progress", command=r"printf '1%%\r2%%\r3%%\n'"),
@@ -120,9 +134,9 @@ fn output_arrives_whole_and_in_order() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn limits_of_time_and_lines_end_the_whole_process_group() -> Result<()> {
-    let build = build(
+fn limits_of_time_and_lines_end_the_whole_process_group(protocol: Protocol) -> Result<()> {
+    let build = build_over(
+        protocol,
         r#"steps.ShellCommand(name="silent", command="echo begun; sleep 1000 & sleep 1000", timeout=1, flunkOnFailure=False),
            steps.ShellCommand(name="endless", command="while sleep 0.2; do echo on; done", maxTime=2, flunkOnFailure=False),
            steps.ShellCommand(name="wordy", command="yes", max_lines=20, flunkOnFailure=False),
@@ -134,6 +148,9 @@ fn limits_of_time_and_lines_end_the_whole_process_group() -> Result<()> {
         ensure!(step.results == Some(Results::Failure), "{name}: {}", build.story());
         contains_all(&step.stdio().header, header)
     };
+    for (name, shown) in [("silent", "timed out"), ("endless", "timed out"), ("wordy", "max lines")] {
+        contains_all(&build.step(name)?.state_string, &[shown])?;
+    }
     check("silent", &["command timed out: 1 seconds without output", "attempting to kill", "signal 9"])?;
     check("endless", &["command timed out: 2 seconds elapsed"])?;
     check("wordy", &["command exceeds max lines", "/20 written/allowed"])?;
@@ -143,9 +160,11 @@ fn limits_of_time_and_lines_end_the_whole_process_group() -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn stopping_a_build_kills_the_whole_process_group() -> Result<()> {
-    let rig = Rig::building(r#"steps.ShellCommand(command="sleep 1000 & (sleep 1000 & echo started; wait); wait"),"#)?;
+fn stopping_a_build_kills_the_whole_process_group(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(
+        protocol,
+        r#"steps.ShellCommand(command="sleep 1000 & (sleep 1000 & echo started; wait); wait"),"#,
+    )?;
     let request = rig.master.force("build")?;
     rig.master.printed(request, "started", SOON)?;
     let id = rig.master.begun(request)?;
