@@ -51,7 +51,8 @@ class Repeat(BuildStep):
         stdio = await self.addLog("stdio")
         results: int = SUCCESS
         for _ in range(self.times):
-            command = RemoteCommand(self.command, self.args)
+            # The master changes some of them when it sends them.
+            command = RemoteCommand(self.command, dict(self.args))
             command.useLog(stdio)
             await self.runCommand(command)
             if command.didFail():

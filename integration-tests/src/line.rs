@@ -34,6 +34,7 @@ enum State {
 #[derive(Debug)]
 pub struct Certificates {
     ca_pem: String,
+    server_pem: String,
     server: Arc<ServerConfig>,
 }
 
@@ -128,10 +129,16 @@ impl Certificates {
         let ca = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
         let key = KeyPair::generate()?;
         let certificate = CertificateParams::new(vec!["localhost".to_owned()])?.signed_by(&key, &ca)?;
+        let server_pem = key.serialize_pem() + &certificate.pem();
         let key = PrivateKeyDer::from(PrivatePkcs8KeyDer::from(key.serialize_der()));
         let server =
             ServerConfig::builder().with_no_client_auth().with_single_cert(vec![certificate.der().clone()], key)?;
-        Ok(Certificates { ca_pem: ca.pem(), server: Arc::new(server) })
+        Ok(Certificates { ca_pem: ca.pem(), server_pem, server: Arc::new(server) })
+    }
+
+    /// The key and the certificate of `localhost`, one after the other.
+    pub(crate) fn server_pem(&self) -> &str {
+        &self.server_pem
     }
 
     /// Writes the authority's certificate for whom it is to trust.

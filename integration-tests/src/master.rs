@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::artefacts::{cache, in_venv, repository};
 use crate::rest::Rest;
 use crate::scratch::Scratch;
-use crate::{Build, Daemon, Ports, SOON, Transcript};
+use crate::{Build, Certificates, Daemon, Ports, SOON, Transcript};
 
 const WORKERS: u16 = 0;
 const WWW: u16 = 1;
@@ -22,6 +22,7 @@ const WWW: u16 = 1;
 #[derive(Debug)]
 pub struct MasterPlan {
     protocol: Protocol,
+    tls: Option<String>,
     workers: Vec<(String, String)>,
     builders: String,
 }
@@ -73,6 +74,11 @@ impl MasterPlan {
         MasterPlan { protocol, ..self }
     }
 
+    /// Has workers spoken to over PB in TLS, by the master itself.
+    pub fn speaking_tls(self, certificates: &Certificates) -> MasterPlan {
+        MasterPlan { protocol: Protocol::Pb, tls: Some(certificates.server_pem().to_owned()), ..self }
+    }
+
     /// Starts the master and waits until it runs.
     pub fn start(self) -> Result<Master> {
         let directory = Scratch::new("master")?;
@@ -92,12 +98,27 @@ impl MasterPlan {
         let configuration = format!(
             "import sys\nsys.path.insert(0, {testbed:?})\nfrom testbed import *\n\
              c = BuildmasterConfig = base({}, {}, {})\n{}",
-            self.protocol.configuration(ports.get(WORKERS)),
+            self.protocols(directory, ports.get(WORKERS))?,
             ports.get(WWW),
             Value::from(workers),
             self.builders,
         );
         fs::write(directory.join("master.cfg"), configuration).context("write master.cfg")
+    }
+
+    /// What the master has as `c['protocols']`.
+    fn protocols(&self, directory: &Path, port: u16) -> Result<Value> {
+        Ok(match (self.protocol, &self.tls) {
+            (Protocol::Msgpack, _) => json!({ "msgpack_experimental_v7": { "port": port } }),
+            (Protocol::Pb, None) => json!({ "pb": { "port": format!("tcp:{port}:interface=127.0.0.1") } }),
+            (Protocol::Pb, Some(pem)) => {
+                let file = directory.join("server.pem");
+                fs::write(&file, pem).context("write the master's key and certificate")?;
+                let file = file.display();
+                let port = format!("ssl:{port}:interface=127.0.0.1:privateKey={file}:certKey={file}");
+                json!({ "pb": { "port": port } })
+            }
+        })
     }
 }
 
@@ -109,14 +130,6 @@ impl Protocol {
             (Protocol::Msgpack, true) => "wss",
             (Protocol::Pb, false) => "pb",
             (Protocol::Pb, true) => "pbs",
-        }
-    }
-
-    /// What a master has as `c['protocols']`.
-    fn configuration(self, port: u16) -> Value {
-        match self {
-            Protocol::Msgpack => json!({ "msgpack_experimental_v7": { "port": port } }),
-            Protocol::Pb => json!({ "pb": { "port": format!("tcp:{port}:interface=127.0.0.1") } }),
         }
     }
 }
@@ -131,7 +144,7 @@ impl Master {
     /// Begins the description of a master.
     pub fn plan() -> MasterPlan {
         let workers = vec![(Master::WORKER.to_owned(), Master::PASSWORD.to_owned())];
-        MasterPlan { protocol: Protocol::Msgpack, workers, builders: String::new() }
+        MasterPlan { protocol: Protocol::Msgpack, tls: None, workers, builders: String::new() }
     }
 
     /// Starts a master that has one builder, called `build`.
@@ -159,7 +172,7 @@ impl Master {
         format!("{}://127.0.0.1:{port}", self.protocol.scheme(false))
     }
 
-    /// The same through a proxy that is spoken to in TLS.
+    /// The same in TLS.
     pub fn url_by_tls(&self, port: u16) -> String {
         format!("{}://localhost:{port}", self.protocol.scheme(true))
     }

@@ -4,15 +4,19 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use integration_tests::{Certificates, KvmHost, Line, Master, Protocol, Rig, SOON, over_both_protocols, retried};
+use integration_tests::{
+    Certificates, KvmHost, Line, Master, Protocol, Rig, SOON, contains_all, over_both_protocols, retried,
+};
 
 /// The first try prints `first` and takes for ever; the second ends.
 const TWO_TRIES: &str =
     r#"steps.ShellCommand(command="test -e ../tried && exit; touch ../tried; echo first; sleep 1000 & wait"),"#;
 
-/// The master's lines about logins, one for each that it did not take for the worker's.
+/// The master's lines about logins: over MessagePack there is one for each, over PB one for each that it refused, and
+/// over both one more for each that it took.
 fn logins(master: &Master) -> Vec<String> {
-    master.transcript().lines(|line| line.contains("Client connecting") || line.contains("invalid login"))
+    let signs = ["Client connecting", "invalid login", "Got workerinfo"];
+    master.transcript().lines(|line| signs.iter().any(|sign| line.contains(sign)))
 }
 
 over_both_protocols! {
@@ -38,7 +42,8 @@ fn wrong_password_is_told_and_tried_again_with_patience(protocol: Protocol) -> R
     let mut worker = host.start()?;
     let mut mark = 0;
     for _ in 0..4 {
-        worker.transcript().find_from(mark, "password", SOON)?;
+        let line = worker.transcript().find_from(mark, "refused the login of worker 'worker'", SOON)?;
+        contains_all(&line, &["no worker of that name in its configuration, or another password", "retry_in_s="])?;
         mark = worker.transcript().mark();
     }
     // With retry_min = 1 the fourth attempt is due after 1 + 1.5 + 2.25 s, less the jitter.

@@ -5,7 +5,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use anyhow::{Result, ensure};
-use integration_tests::{KvmHost, Master, Protocol, Results, Rig, SOON, contains_all};
+use integration_tests::{Certificates, KvmHost, Master, Protocol, Results, Rig, SOON, contains_all};
 
 /// Bytes of every value, in no pattern that a block's length would repeat.
 fn noise(length: u32) -> Vec<u8> {
@@ -160,6 +160,23 @@ fn leftover_directories_stay_otherwise_and_are_named() -> Result<()> {
     ensure!(stayed, "the directory of no builder is gone");
     let gone = rig.host.basedir().join("gone");
     rig.worker.transcript().find(&format!("directory={}", gone.display()), SOON)?;
+    rig.finish()
+}
+
+#[test]
+fn port_that_speaks_tls_by_itself_is_spoken_with() -> Result<()> {
+    let certificates = Certificates::new()?;
+    let steps = r#"steps.StringDownload("text\n", workerdest="file"), steps.ShellCommand(command=["cat", "file"]),"#;
+    let master = Master::plan().speaking_tls(&certificates).builder("build", steps).start()?;
+    let url = master.url_by_tls(master.port());
+    let rig = Rig::of(master, |host| {
+        host.set("worker.master", url);
+        host.set("worker.ca_file", certificates.write_ca(&host.path(""))?.display().to_string());
+        Ok(())
+    })?;
+    let build = rig.run()?;
+    build.succeeded()?;
+    assert_eq!(build.step("shell")?.stdio().stdout, "text\n");
     rig.finish()
 }
 
