@@ -3,7 +3,7 @@
 use std::fs;
 
 use anyhow::{Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, SOON, contains_all};
+use integration_tests::{Guest, KvmHost, Master, Protocol, SOON, contains_all, over_both_protocols};
 
 /// A URL where no master is: what is wrong with a configuration is told before any connection is made.
 const NOWHERE: &str = "ws://127.0.0.1:9";
@@ -73,9 +73,10 @@ fn flags_are_enough_to_run() -> Result<()> {
     host.nothing_left()
 }
 
-#[test]
-fn password_is_in_no_argument_variable_or_log() -> Result<()> {
-    let master = Master::building(r#"steps.ShellCommand(command=["env"]),"#)?;
+over_both_protocols! { password_is_in_no_argument_variable_or_log }
+
+fn password_is_in_no_argument_variable_or_log(protocol: Protocol) -> Result<()> {
+    let master = Master::building_over(protocol, r#"steps.ShellCommand(command=["env"]),"#)?;
     let mut host = KvmHost::of(&master)?;
     host.set("log.filter", "trace");
     let mut worker = host.attach(&master)?;
@@ -85,7 +86,8 @@ fn password_is_in_no_argument_variable_or_log() -> Result<()> {
     let arguments = fs::read(format!("{process}/cmdline"))?;
     let variables = fs::read(format!("{process}/environ"))?;
     worker.stop()?;
-    // The login is `name:password` in base64; that of the password alone has the same middle only by chance.
+    // Over MessagePack the login is `name:password` in base64; that of the password alone has the same middle only by
+    // chance.
     let login = "d29ya2VyOmNvcnJlY3QgaG9yc2UgYmF0dGVyeSBzdGFwbGU";
     let places = [
         ("arguments", String::from_utf8_lossy(&arguments).into_owned()),

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Build, Protocol, Results, Rig, SOON, contains_all, over_both_protocols};
+use integration_tests::{Build, Master, Protocol, Results, Rig, SOON, contains_all, over_both_protocols};
 
 /// Runs a builder of these steps on a worker without machines.
 fn build(steps: &str) -> Result<Build> {
@@ -20,17 +20,20 @@ fn build_over(protocol: Protocol, steps: &str) -> Result<Build> {
 }
 
 over_both_protocols! {
+    arguments_reach_the_program_as_they_are,
     environment_follows_the_rules_of_buildbot,
     exit_code_and_signal_are_told,
+    standard_input_is_written_and_closed,
     log_files_are_followed_while_the_command_runs,
     output_arrives_whole_and_in_order,
     limits_of_time_and_lines_end_the_whole_process_group,
     stopping_a_build_kills_the_whole_process_group,
+    builders_run_side_by_side,
 }
 
-#[test]
-fn arguments_reach_the_program_as_they_are() -> Result<()> {
-    let build = build(
+fn arguments_reach_the_program_as_they_are(protocol: Protocol) -> Result<()> {
+    let build = build_over(
+        protocol,
         r#"steps.ShellCommand(name="argv", command=["printf", "%s|", "a b", "", "ü", "$HOME", "it's"]),
            steps.ShellCommand(name="string", command="echo one; echo two >&2; echo 'th ree'"),"#,
     )?;
@@ -74,9 +77,9 @@ fn exit_code_and_signal_are_told(protocol: Protocol) -> Result<()> {
     contains_all(&build.step("missing")?.stdio().stderr, &["no-such-program"])
 }
 
-#[test]
-fn standard_input_is_written_and_closed() -> Result<()> {
-    let build = build(
+fn standard_input_is_written_and_closed(protocol: Protocol) -> Result<()> {
+    let build = build_over(
+        protocol,
         r#"steps.ShellCommand(name="given", command=["cat"], initialStdin="first\nsecond\n"),
            steps.ShellCommand(name="none", command=["cat"]),"#,
     )?;
@@ -193,8 +196,7 @@ fn grandchild_that_holds_the_output_does_not_hang_the_build() -> Result<()> {
     rig.finish()
 }
 
-#[test]
-fn builders_run_side_by_side() -> Result<()> {
+fn builders_run_side_by_side(protocol: Protocol) -> Result<()> {
     // Each waits for the other: one after the other they would never end.
     let meet = |own: &str, other: &str| {
         format!(
@@ -202,7 +204,7 @@ fn builders_run_side_by_side() -> Result<()> {
         )
     };
     let master =
-        integration_tests::Master::plan().builder("left", &meet("l", "r")).builder("right", &meet("r", "l")).start()?;
+        Master::plan().speaking(protocol).builder("left", &meet("l", "r")).builder("right", &meet("r", "l")).start()?;
     let rig = Rig::of(master, |_| Ok(()))?;
     let requests = [rig.master.force("left")?, rig.master.force("right")?];
     for request in requests {
