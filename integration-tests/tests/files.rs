@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
-use integration_tests::{Protocol, Results, Rig, contains_all, over_both_protocols};
+use integration_tests::{Protocol, Results, Rig, SOON, contains_all, over_both_protocols};
 
 /// Each file below a directory: whether it may be executed, and what is in it.
 fn tree(directory: &Path) -> Result<BTreeMap<String, (bool, Vec<u8>)>> {
@@ -27,6 +27,7 @@ over_both_protocols! {
     directories_are_made_copied_looked_at_and_removed,
     files_arrive_at_the_master_as_they_are,
     directories_arrive_at_the_master_as_they_are,
+    stopping_a_build_ends_its_upload,
 }
 
 fn directories_are_made_copied_looked_at_and_removed(protocol: Protocol) -> Result<()> {
@@ -100,6 +101,20 @@ fn directories_arrive_at_the_master_as_they_are(protocol: Protocol) -> Result<()
         assert_eq!(tree(&rig.master.path(compress))?, made, "{compress}");
     }
     contains_all(&build.step("missing")?.stdio().stderr, &["Cannot read directory", "nothing"])?;
+    rig.finish()
+}
+
+fn stopping_a_build_ends_its_upload(protocol: Protocol) -> Result<()> {
+    let rig = Rig::building_over(
+        protocol,
+        r#"steps.FileUpload(workersrc="/dev/zero", masterdest="endless", maxsize=4 << 30),"#,
+    )?;
+    let request = rig.master.force("build")?;
+    rig.master.printed(request, "sending /dev/zero", SOON)?;
+    let id = rig.master.begun(request)?;
+    rig.master.stop(id)?;
+    rig.master.ended(id, SOON)?.ended(Results::Cancelled)?;
+    ensure!(!rig.master.path("endless").exists(), "the master took what had come for the whole");
     rig.finish()
 }
 
