@@ -122,6 +122,10 @@ impl Plan {
             false => to.to_owned(),
         };
         let shown = last.display().to_string();
+        // The caller chose `to`, but not what lies in it: a link there may have come from a guest.
+        if directory && last != to && last.is_symlink() {
+            return Err(CopyError::InTheWay { side, path: shown, why: "it is a symbolic link, which is not followed" });
+        }
         if last.is_dir() {
             return match directory {
                 true => Ok(Self { destination: Destination { root: last, live: true, preserve }, rename: None }),
@@ -170,5 +174,17 @@ mod tests {
         check("a/..", "");
         check(".", "");
         check("/", "");
+    }
+
+    #[test]
+    fn a_tree_does_not_go_through_a_link_that_lies_in_its_destination() {
+        let directory = tempfile::tempdir().unwrap();
+        let (to, elsewhere) = (directory.path().join("build"), directory.path().join("elsewhere"));
+        std::fs::create_dir_all(&to).unwrap();
+        std::fs::create_dir(&elsewhere).unwrap();
+        std::os::unix::fs::symlink(&elsewhere, to.join("dist")).unwrap();
+        let refused = Plan::new(b"dist", &to, true, true).map(|_| ());
+        assert!(matches!(refused, Err(CopyError::InTheWay { .. })), "{refused:?}");
+        assert!(Plan::new(b"other", &to, true, true).is_ok());
     }
 }
