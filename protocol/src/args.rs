@@ -4,6 +4,9 @@ use thiserror::Error;
 
 use crate::value::Value;
 
+/// The longest time span that is taken at its word; longer ones, which may not fit a clock, become this.
+const LONGEST: std::time::Duration = std::time::Duration::from_secs(365 * 86_400);
+
 /// Why the arguments of a command were refused. The text goes to the master, which shows it at the step.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum ArgumentError {
@@ -101,7 +104,8 @@ impl<'a> Args<'a> {
         }
     }
 
-    /// A time span in seconds, whole or not; nothing if absent. A span of 0 is nothing: Buildbot's "off".
+    /// A time span in seconds, whole or not, of at most a year; nothing if absent. A span of 0 is nothing: Buildbot's
+    /// "off".
     pub fn seconds(&self, name: &str) -> Result<Option<std::time::Duration>, ArgumentError> {
         let seconds = match self.value(name) {
             None => return Ok(None),
@@ -111,7 +115,7 @@ impl<'a> Args<'a> {
         };
         let span = std::time::Duration::try_from_secs_f64(seconds)
             .map_err(|_| self.invalid(name, "a number of seconds of at least 0"))?;
-        Ok(Some(span).filter(|span| !span.is_zero()))
+        Ok(Some(span.min(LONGEST)).filter(|span| !span.is_zero()))
     }
 
     /// A list of texts; a single text is a list of one.

@@ -159,7 +159,7 @@ impl Fields {
         let settings = (|| {
             Some(Settings {
                 buffer_size: size("buffer_size")?,
-                buffer_timeout: std::time::Duration::try_from_secs_f64(seconds?).ok()?,
+                buffer_timeout: std::time::Duration::try_from_secs_f64(seconds?.min(86_400.0)).ok()?,
                 newline_re: args.get("newline_re")?.as_str()?.to_owned(),
                 max_line_length: size("max_line_length")?,
             })
