@@ -164,6 +164,16 @@ impl Config {
         };
         root.finish();
         let state_dir = &config.pool.state_dir;
+        // The placeholder of a basedir that is wrong itself is the root.
+        if config.worker.basedir.parent().is_some() && state_dir.starts_with(&config.worker.basedir) {
+            problems.add(Problem {
+                origin: None,
+                key: "pool.state_dir".to_owned(),
+                value: Some(state_dir.display().to_string()),
+                remedy: "choose a directory outside worker.basedir, in which a master removes what it does not know"
+                    .to_owned(),
+            });
+        }
         if !config.images.is_empty() && state_dir.as_os_str().len() > MAX_STATE_DIR {
             problems.add(Problem {
                 origin: None,
@@ -254,7 +264,9 @@ fn parse_log(mut section: Section<'_>) -> Log {
 
 /// Paths of a file must be absolute: a daemon's working directory is nobody's business.
 fn absolute_path(text: String) -> Result<PathBuf, &'static str> {
-    Some(PathBuf::from(text)).filter(|path| path.is_absolute()).ok_or("an absolute path")
+    // Without a slash at the end and dots in between, which would make two names of one directory.
+    let path: PathBuf = Path::new(&text).components().collect();
+    Some(path).filter(|path| path.is_absolute()).ok_or("an absolute path")
 }
 
 /// Paths of the command line are relative to where it was typed.

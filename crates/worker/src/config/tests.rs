@@ -145,3 +145,16 @@ fn a_password_is_the_first_line_of_a_file_that_is_not_everybodys() {
     assert!(format!("{:#}", read("x", 0o644).unwrap_err()).contains("chmod 600"));
     assert!(format!("{:#}", read("\n", 0o600).unwrap_err()).contains("first line is empty"));
 }
+
+#[test]
+fn the_state_directory_is_never_inside_the_basedir() {
+    let with_slash = parse(&MINIMAL.replace("\"/b\"", "\"/srv/./w/\"")).unwrap();
+    assert_eq!(with_slash.worker.basedir.as_os_str(), "/srv/w");
+    assert_eq!(with_slash.pool.state_dir.as_os_str(), "/srv/w-vms");
+    check(
+        &format!("{MINIMAL}[pool]\nstate_dir = \"/b/vms\""),
+        &[
+            "pool.state_dir = /b/vms: choose a directory outside worker.basedir, in which a master removes what it does not know",
+        ],
+    );
+}
