@@ -85,16 +85,21 @@ impl MasterAddress {
     }
 }
 
-impl fmt::Display for MasterAddress {
+impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let scheme = match self.scheme {
+        f.write_str(match self {
             Scheme::Ws => "ws",
             Scheme::Wss => "wss",
             Scheme::Pb => "pb",
             Scheme::Pbs => "pbs",
-        };
+        })
+    }
+}
+
+impl fmt::Display for MasterAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = if self.path == "/" { "" } else { &self.path };
-        write!(f, "{scheme}://{}{path}", self.authority())
+        write!(f, "{}://{}{path}", self.scheme, self.authority())
     }
 }
 

@@ -22,6 +22,8 @@ pub(super) struct Broker {
     input: BytesMut,
     /// What is on its way out.
     output: BytesMut,
+    /// Whether what was written may still be held back by TLS.
+    unflushed: bool,
 }
 
 impl Broker {
@@ -29,7 +31,14 @@ impl Broker {
     pub(super) fn new(name: &str, password: &Password, stream: Box<dyn Stream>) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         let connection = Connection::new(name, password.reveal());
-        Broker { connection, reader, writer, input: BytesMut::with_capacity(64 * 1024), output: BytesMut::new() }
+        Broker {
+            connection,
+            reader,
+            writer,
+            input: BytesMut::with_capacity(64 * 1024),
+            output: BytesMut::new(),
+            unflushed: false,
+        }
     }
 
     pub(super) async fn receive(&mut self) -> Result<Received, Over> {
@@ -52,7 +61,9 @@ impl Broker {
                     }
                     return Ok(Received::SignOfLife);
                 }
-                written = self.writer.write_buf(&mut self.output), if self.output.has_remaining() => {
+                written = write(&mut self.writer, &mut self.output, &mut self.unflushed),
+                    if self.output.has_remaining() || self.unflushed =>
+                {
                     written.map_err(|error| broken(&error))?;
                 }
             }
@@ -92,10 +103,26 @@ impl Broker {
     async fn make_room(&mut self) -> Result<(), Over> {
         self.output.extend_from_slice(&self.connection.take_output());
         while self.output.len() > UNWRITTEN {
-            self.writer.write_buf(&mut self.output).await.map_err(|error| broken(&error))?;
+            write(&mut self.writer, &mut self.output, &mut self.unflushed).await.map_err(|error| broken(&error))?;
         }
         Ok(())
     }
+}
+
+/// Writes some of what is on its way out, or, once nothing is left, has it leave TLS. Cancel-safe.
+async fn write(
+    writer: &mut WriteHalf<Box<dyn Stream>>,
+    output: &mut BytesMut,
+    unflushed: &mut bool,
+) -> std::io::Result<()> {
+    if output.has_remaining() {
+        *unflushed = true;
+        writer.write_buf(output).await?;
+    } else {
+        writer.flush().await?;
+        *unflushed = false;
+    }
+    Ok(())
 }
 
 fn received(event: Event) -> Result<Option<Received>, Over> {

@@ -87,17 +87,21 @@ impl Line {
             Err(_) => Over("the daemon ends".to_owned()),
         };
         let attached = conversation.attached;
-        let refused = conversation.refused;
+        let (refused, heard) = (conversation.refused, conversation.heard);
         // Calls of commands fail from here on, because nobody takes them any more; the daemon ends the commands.
         drop(conversation);
         let _ = events.send(LineEvent::Down).await;
         if attached || refused {
             return Served { attached, why };
         }
-        let name = &self.name;
-        let why = format!(
-            "{why} during the login; is another worker named '{name}' connected? The master's twistd.log says more"
-        );
+        let (authority, name) = (self.master.authority(), &self.name);
+        let why = if heard {
+            format!(
+                "{why} during the login; is another worker named '{name}' connected? The master's twistd.log says more"
+            )
+        } else {
+            format!("{why}; does {authority} speak the protocol of worker.master, {}?", self.master.scheme)
+        };
         Served { attached, why }
     }
 }
@@ -129,6 +133,8 @@ struct Conversation<'a> {
     drained: bool,
     /// Whether the master said that it does not let us in.
     refused: bool,
+    /// Whether the master said anything that makes sense.
+    heard: bool,
 }
 
 /// A call that waits for the master's answer.
@@ -149,9 +155,11 @@ enum Turn {
 
 impl<'a> Conversation<'a> {
     fn new(line: &'a Line, wire: Wire, events: &'a mpsc::Sender<LineEvent>, calls: mpsc::Receiver<Outgoing>) -> Self {
+        // Over WebSocket the login is part of the handshake.
+        let logged_in = matches!(wire, Wire::WebSocket(_));
         Conversation {
             line,
-            logged_in: matches!(wire, Wire::WebSocket(_)),
+            logged_in,
             wire,
             events,
             calls,
@@ -163,6 +171,7 @@ impl<'a> Conversation<'a> {
             drain: line.drain.clone(),
             drained: false,
             refused: false,
+            heard: logged_in,
         }
     }
 
@@ -173,12 +182,15 @@ impl<'a> Conversation<'a> {
         life.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         loop {
-            let turn = match self.turn(&mut life, heard + dead_after).await {
+            // Over PB the master speaks first, and at once; over the others it has spoken already.
+            let patience = if self.heard { dead_after } else { self.line.connection.connect_timeout };
+            let turn = match self.turn(&mut life, heard + patience).await {
                 Ok(turn) => turn,
                 Err(over) => return over,
             };
             if let Turn::Take(_) = turn {
                 heard = Instant::now();
+                self.heard = true;
             }
             // A master that takes nothing for this long is as good as dead, too.
             match timeout(dead_after, self.act(turn)).await {
@@ -197,9 +209,13 @@ impl<'a> Conversation<'a> {
             Some((seq, reply)) = self.replies.next(), if !self.replies.is_empty() => Ok(Turn::Reply(seq, reply)),
             received = timeout_at(dead_at, self.wire.receive()) => match received {
                 Ok(received) => received.map(Turn::Take),
-                Err(_) => {
+                Err(_) if self.heard => {
                     let silence = self.line.connection.dead_after.as_secs();
                     Err(Over(format!("the master was silent for {silence} s")))
+                }
+                Err(_) => {
+                    let silence = self.line.connection.connect_timeout.as_secs();
+                    Err(Over(format!("nothing was said for {silence} s after the connection was made")))
                 }
             },
             call = next_call(&self.room, &mut self.calls) => Ok(match call {
