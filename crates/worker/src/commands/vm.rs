@@ -200,7 +200,7 @@ impl Work<'_> {
             never = shown.follow() => match never {},
         };
         shown.catch_up().await;
-        let Some(stopped) = stopped else { return Err(VmError::NotRunning(stop.vm.clone()).into()) };
+        let stopped = stopped.ok_or_else(|| VmError::NotRunning(stop.vm.clone()))??;
         let seconds = stopped.after.as_secs_f64();
         self.say(format!("vm '{}' is stopped ({}, {seconds:.1} s)", stop.vm, stopped.how)).await;
         let report = [
@@ -344,7 +344,7 @@ fn within(basedir: &Path, path: &Path) -> Result<PathBuf, VmError> {
     let outside =
         || VmError::BadArguments(format!("{} is not in the worker's directory {}", path.display(), basedir.display()));
     if path.components().any(|part| part == Component::ParentDir) {
-        return Err(outside());
+        return Err(VmError::BadArguments(format!("{} has '..' in it, which a copy does not take", path.display())));
     }
     let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok()).ok_or_else(outside)?;
     let basedir = basedir.canonicalize().map_err(|_| outside())?;

@@ -101,7 +101,7 @@ impl Pool {
         }
         tokio::time::timeout_at(deadline, self.0.slots.lease())
             .await
-            .map_err(|_| VmError::PoolFull { slots, waited: self.0.config.acquire_timeout })
+            .map_err(|_| VmError::PoolFull { census: self.census(), waited: self.0.config.acquire_timeout })
     }
 
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.

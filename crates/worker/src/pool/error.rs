@@ -5,6 +5,8 @@ use std::time::Duration;
 use protocol::command::Name;
 use thiserror::Error;
 
+use super::Census;
+
 /// Why a machine did not start, or is not there. Each is told to the master as its [`reason`](Self::reason) and its
 /// text, which ends in a remedy where there is one.
 #[derive(Debug, Error)]
@@ -16,14 +18,17 @@ pub(crate) enum VmError {
     #[error("no image is named '{image}' in the worker's configuration; it has {}", list(.known))]
     NoSuchImage { image: Name, known: Vec<Name> },
     /// All slots stayed in use.
-    #[error("all {slots} slots stayed in use for {} s; start fewer builds at a time, or raise pool.slots or pool.acquire_timeout", .waited.as_secs())]
-    PoolFull { slots: u16, waited: Duration },
+    #[error(
+        "{} for {} s; start fewer builds at a time, or raise pool.slots or pool.acquire_timeout",
+        in_use(.census), .waited.as_secs()
+    )]
+    PoolFull { census: Census, waited: Duration },
     /// The persistent disk stayed in use.
     #[error("the persistent disk '{vm}' of image '{image}' stayed in use by another builder for {} s", .waited.as_secs())]
     DiskInUse { image: Name, vm: Name, waited: Duration },
-    /// The worker stops and starts nothing new.
-    #[error("the worker is stopping")]
-    Stopping,
+    /// It can't be stopped.
+    #[error("stop vm '{vm}': {why}")]
+    StopFailed { vm: Name, why: String },
     /// QEMU or the guest did not come up.
     #[error("start vm '{vm}' of image '{image}' in slot {slot}: {why}")]
     BootFailed { vm: Name, image: Name, slot: u16, why: String },
@@ -44,11 +49,22 @@ impl VmError {
         match self {
             VmError::BadArguments(_) => "vm_bad_arguments",
             VmError::NoSuchImage { .. } => "vm_no_such_image",
-            VmError::PoolFull { .. } | VmError::DiskInUse { .. } | VmError::Stopping => "vm_pool_full",
+            VmError::PoolFull { .. } | VmError::DiskInUse { .. } => "vm_pool_full",
+            VmError::StopFailed { .. } => "vm_stop_failed",
             VmError::BootFailed { .. } => "vm_boot_failed",
             VmError::AlreadyRunning(_) => "vm_already_running",
             VmError::NotRunning(_) => "vm_not_running",
             VmError::Lost { .. } => "vm_lost",
+        }
+    }
+}
+
+fn in_use(census: &Census) -> String {
+    match census.quarantined.first() {
+        None => format!("all {} slots stayed in use", census.slots),
+        Some((slot, why)) => {
+            let (count, slots) = (census.quarantined.len(), census.slots);
+            format!("{count} of {slots} slots can't be used (slot {slot}: {why}), and the others stayed in use")
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The guests' own ssh keys: given by the configuration, or learnt at the first boot of an image and checked ever after.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use protocol::command::Name;
@@ -47,7 +48,9 @@ impl HostKeys {
         let file = self.file(name);
         let keep = |directory: &Path| {
             std::fs::create_dir_all(directory)?;
-            let unfinished = directory.join(format!(".{name}.{}", std::process::id()));
+            // Two machines of an image may boot for the first time together.
+            static LEARNT: AtomicU64 = AtomicU64::new(0);
+            let unfinished = directory.join(format!(".{name}.{}", LEARNT.fetch_add(1, Ordering::Relaxed)));
             std::fs::write(&unfinished, format!("{key}\n"))?;
             let linked = std::fs::hard_link(&unfinished, &file);
             std::fs::remove_file(&unfinished)?;

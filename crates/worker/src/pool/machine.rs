@@ -10,8 +10,9 @@ use protocol::command::{Mode, Name};
 use qemu::{Patience, Rung, Shutdown};
 use ssh::Session;
 use tokio::sync::watch;
-use tracing::error;
+use tracing::{error, warn};
 
+use super::VmError;
 use super::slots::Lease;
 use crate::config::{DiskFormat, Image};
 
@@ -148,26 +149,28 @@ impl Machine {
     }
 
     /// Stops it: politely if its disk is kept, at once if not. A second call hurries the first.
-    pub(super) async fn stop(&self, patience: Duration) -> Stopped {
+    pub(super) async fn stop(&self, patience: Duration) -> Result<Stopped, VmError> {
         self.stopping.store(true, Ordering::Relaxed);
         let shutdown = match self.facts.mode {
             Mode::Fresh => Shutdown::from(Rung::Quit),
             Mode::Persistent => Shutdown::by_guest(power_off(self.session.clone(), self.image.shutdown.clone()))
-                .patience(Patience { guest: patience, powerdown: patience, ..Patience::default() }),
+                .patience(Patience {
+                    // The power button gets a part of the time, for a guest whose command has no effect.
+                    guest: patience - patience / 4,
+                    powerdown: patience / 4,
+                    ..Patience::default()
+                }),
         };
-        let ended = match self.vm.shutdown(shutdown).await {
-            Ok(ended) => ended,
-            Err(stuck) => {
-                // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
-                error!(slot = self.facts.slot, "{stuck}");
-                return Stopped { how: stuck.to_string(), after: Duration::ZERO };
-            }
-        };
+        let ended = self.vm.shutdown(shutdown).await.map_err(|stuck| {
+            // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
+            error!(slot = self.facts.slot, "{stuck}");
+            VmError::StopFailed { vm: self.facts.owner.vm.clone(), why: stuck.to_string() }
+        })?;
         // Whoever asks for a stop may count on the slot.
         let mut status = self.status.subscribe();
         let _ = status.wait_for(|status| *status != Status::Up).await;
         let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
-        Stopped { how, after: ended.after }
+        Ok(Stopped { how, after: ended.after })
     }
 
     /// Ends a machine whose guest is stopped for good.
@@ -203,9 +206,19 @@ impl Machine {
 }
 
 /// Gives the image's shutdown command. The connection may break before it has answered: that is what it is for.
-async fn power_off(session: Session, command: String) -> Result<(), ssh::ExecError> {
-    let mut process = session.exec(ssh::Exec::shell(command)).await?;
-    while let Ok(Some(_)) = process.next().await {}
+async fn power_off(session: Session, command: String) -> Result<(), String> {
+    let failed = |why: String| {
+        warn!(command, "the image's shutdown command failed: {why}");
+        why
+    };
+    let exec = ssh::Exec::shell(command.as_str());
+    let mut process = session.exec(exec).await.map_err(|error| failed(error.to_string()))?;
+    while let Ok(Some(event)) = process.next().await {
+        match event {
+            ssh::Event::Exited(exit) if !exit.is_success() => return Err(failed(format!("{exit:?}"))),
+            _ => {}
+        }
+    }
     Ok(())
 }
 

@@ -95,8 +95,8 @@ impl Hypervisor {
 /// What a builder has under a name.
 #[derive(Debug, Clone)]
 enum Entry {
-    /// It is being started.
-    Starting,
+    /// It is being started, by the holder of this.
+    Starting(Arc<()>),
     /// It is there, or was until it died.
     Machine(Arc<Machine>),
 }
@@ -151,7 +151,7 @@ impl Pool {
         let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
         let machine = Arc::new(self.boot(order, image, hypervisor, progress).instrument(span.clone()).await?);
         info!(parent: &span, slot = machine.facts.slot, vm_pid = machine.facts.pid, seconds = machine.facts.took.as_secs_f32(), "vm started");
-        claim.fulfil(&machine);
+        claim.fulfil(&machine)?;
         let watched = Arc::clone(&machine);
         self.0.tasks.spawn(
             async move {
@@ -174,7 +174,7 @@ impl Pool {
                 Status::Died { reason } => Err(VmError::Lost { reason }),
                 Status::Stopped => Err(VmError::NotRunning(owner.vm.clone())),
             },
-            Some(Entry::Starting) | None => Err(VmError::NotRunning(owner.vm.clone())),
+            Some(Entry::Starting(_)) | None => Err(VmError::NotRunning(owner.vm.clone())),
         }
     }
 
@@ -191,7 +191,7 @@ impl Pool {
             .filter(|(owner, _)| owner.builder == builder)
             .filter_map(|(_, entry)| match entry {
                 Entry::Machine(machine) => Some(Arc::clone(machine)),
-                Entry::Starting => None,
+                Entry::Starting(_) => None,
             })
             .collect();
         machines.sort_by(|a, b| a.facts.owner.cmp(&b.facts.owner));
@@ -199,12 +199,12 @@ impl Pool {
     }
 
     /// Stops the builder's machine of this name; nothing if it has none. Stopping goes on if the future is dropped.
-    pub(crate) async fn stop(&self, owner: &Owner, patience: Option<Duration>) -> Option<Stopped> {
+    pub(crate) async fn stop(&self, owner: &Owner, patience: Option<Duration>) -> Option<Result<Stopped, VmError>> {
         let entry = {
             let mut machines = self.machines();
             match machines.get(owner) {
                 Some(Entry::Machine(_)) => machines.remove(owner),
-                Some(Entry::Starting) | None => None,
+                Some(Entry::Starting(_)) | None => None,
             }
         };
         let Some(Entry::Machine(machine)) = entry else { return None };
@@ -229,7 +229,8 @@ impl Pool {
                 machines.push(Arc::clone(machine));
                 false
             }
-            Entry::Machine(_) | Entry::Starting => true,
+            Entry::Starting(_) => !whose(owner),
+            Entry::Machine(_) => true,
         });
         if !machines.is_empty() {
             info!(machines = machines.len(), "stopping machines: {why}");
@@ -260,19 +261,17 @@ impl Pool {
 
     /// Takes the name for a machine that is about to be started.
     fn claim(&self, owner: &Owner) -> Result<Claim<'_>, VmError> {
-        if self.0.tasks.is_closed() {
-            return Err(VmError::Stopping);
-        }
         let mut machines = self.machines();
         match machines.get(owner) {
             Some(Entry::Machine(machine)) if machine.status() == Status::Up => {
                 return Err(VmError::AlreadyRunning(owner.vm.clone()));
             }
-            Some(Entry::Starting) => return Err(VmError::AlreadyRunning(owner.vm.clone())),
+            Some(Entry::Starting(_)) => return Err(VmError::AlreadyRunning(owner.vm.clone())),
             Some(Entry::Machine(_)) | None => {}
         }
-        machines.insert(owner.clone(), Entry::Starting);
-        Ok(Claim { pool: self, owner: owner.clone() })
+        let token = Arc::new(());
+        machines.insert(owner.clone(), Entry::Starting(Arc::clone(&token)));
+        Ok(Claim { pool: self, owner: owner.clone(), token })
     }
 
     /// A builder has one build at a time on a worker, so machines of another build than this one are left over.
@@ -286,10 +285,11 @@ impl Pool {
         }
     }
 
-    async fn stop_machine(&self, machine: Arc<Machine>, patience: Option<Duration>) -> Stopped {
+    async fn stop_machine(&self, machine: Arc<Machine>, patience: Option<Duration>) -> Result<Stopped, VmError> {
         let patience = patience.unwrap_or(self.0.config.shutdown_timeout);
+        let vm = machine.facts.owner.vm.clone();
         let stopping = self.0.tasks.spawn(async move { machine.stop(patience).await });
-        stopping.await.unwrap_or_else(|error| Stopped { how: error.to_string(), after: Duration::ZERO })
+        stopping.await.unwrap_or_else(|error| Err(VmError::StopFailed { vm, why: error.to_string() }))
     }
 }
 
@@ -297,18 +297,30 @@ impl Pool {
 struct Claim<'a> {
     pool: &'a Pool,
     owner: Owner,
+    token: Arc<()>,
 }
 
 impl Claim<'_> {
-    fn fulfil(self, machine: &Arc<Machine>) {
-        self.pool.machines().insert(self.owner.clone(), Entry::Machine(Arc::clone(machine)));
+    /// Hands the machine to the builder, unless the builder was released meanwhile.
+    fn fulfil(self, machine: &Arc<Machine>) -> Result<(), VmError> {
+        let mut machines = self.pool.machines();
+        if !self.holds(&machines) {
+            let reason = format!("vm '{}' was given up while it was being started", self.owner.vm);
+            return Err(VmError::Lost { reason });
+        }
+        machines.insert(self.owner.clone(), Entry::Machine(Arc::clone(machine)));
+        Ok(())
+    }
+
+    fn holds(&self, machines: &HashMap<Owner, Entry>) -> bool {
+        matches!(machines.get(&self.owner), Some(Entry::Starting(token)) if Arc::ptr_eq(token, &self.token))
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
         let mut machines = self.pool.machines();
-        if matches!(machines.get(&self.owner), Some(Entry::Starting)) {
+        if self.holds(&machines) {
             machines.remove(&self.owner);
         }
     }
