@@ -39,18 +39,9 @@ impl Builders {
         Ok(gone)
     }
 
-    /// Deals with the directories in `basedir` that belong to no builder: removes them, or says that they are there.
-    pub(crate) fn leftovers(&self, basedir: &Path, remove: bool) {
-        for path in self.unknown(basedir) {
-            if !remove {
-                info!(directory = %path.display(), "belongs to no builder any more; worker.delete_leftover_dirs removes such");
-                continue;
-            }
-            match fs::remove_dir_all(&path) {
-                Ok(()) => info!(directory = %path.display(), "removed: it belongs to no builder any more"),
-                Err(error) => warn!(directory = %path.display(), "remove what belongs to no builder any more: {error}"),
-            }
-        }
+    /// The directories in `basedir` that belong to no builder.
+    pub(crate) fn leftovers(&self, basedir: &Path) -> Leftovers {
+        Leftovers(self.unknown(basedir))
     }
 
     fn unknown(&self, basedir: &Path) -> Vec<PathBuf> {
@@ -63,6 +54,29 @@ impl Builders {
             .collect();
         unknown.sort();
         unknown
+    }
+}
+
+/// Directories that belong to no builder any more.
+#[derive(Debug)]
+pub(crate) struct Leftovers(Vec<PathBuf>);
+
+impl Leftovers {
+    /// Says that they are there.
+    pub(crate) fn mention(&self) {
+        for path in &self.0 {
+            info!(directory = %path.display(), "belongs to no builder any more; worker.delete_leftover_dirs removes such");
+        }
+    }
+
+    /// Removes them, which may take long.
+    pub(crate) fn remove(&self) {
+        for path in &self.0 {
+            match fs::remove_dir_all(path) {
+                Ok(()) => info!(directory = %path.display(), "removed: it belongs to no builder any more"),
+                Err(error) => warn!(directory = %path.display(), "remove what belongs to no builder any more: {error}"),
+            }
+        }
     }
 }
 
@@ -94,10 +108,10 @@ mod tests {
         assert_eq!(builders.directory(Some("a"), basedir.path()), basedir.path().join("dir-a"));
         assert_eq!(builders.directory(Some("z"), basedir.path()), basedir.path());
         assert_eq!(builders.replace(list(&[("b", "deep/b")]), basedir.path()).unwrap(), ["a"]);
-        builders.leftovers(basedir.path(), false);
+        builders.leftovers(basedir.path()).mention();
         assert!(basedir.path().join("dir-a").is_dir());
         fs::create_dir(basedir.path().join(INFO)).unwrap();
-        builders.leftovers(basedir.path(), true);
+        builders.leftovers(basedir.path()).remove();
         let mut left: Vec<_> = fs::read_dir(&basedir).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         left.sort();
         assert_eq!(left, ["deep", INFO]);

@@ -43,7 +43,7 @@ enum Event {
     /// The line's task has ended, which it should not.
     LineEnded(Result<(), JoinError>),
     /// A command has completed, or was abandoned.
-    CommandEnded(Result<CommandId, JoinError>),
+    CommandEnded(tokio::task::Id, Result<(), JoinError>),
     /// The worker is to stop once the builds that run have ended.
     Drain,
     /// The worker is to stop.
@@ -55,14 +55,20 @@ enum Event {
 /// # Errors
 /// It could not start, or one of its tasks broke down.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
-    let signals = StopSignals::new().context("listen for signals")?;
+    let mut signals = StopSignals::new().context("listen for signals")?;
     let drain_signal = signal(SignalKind::user_defined1()).context("listen for signals")?;
     let (drain, drain_wanted) = watch::channel(false);
     let password = config.worker.password.read()?;
     let basedir = &config.worker.basedir;
     std::fs::create_dir_all(basedir).with_context(|| format!("make worker.basedir {}", basedir.display()))?;
     let environment = info::environment();
-    let pool = Pool::open(&config).await.context("open the pool of machines")?;
+    let pool = tokio::select! {
+        pool = Pool::open(&config) => pool.context("open the pool of machines")?,
+        why = signals.next() => {
+            info!("stopped during the start: {why}");
+            return Ok(());
+        }
+    };
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
     let line = Line {
         master: config.worker.master.clone(),
@@ -103,7 +109,7 @@ struct Daemon {
     link: Option<MasterLink>,
     running: HashMap<CommandId, Running>,
     builders: Builders,
-    tasks: JoinSet<CommandId>,
+    tasks: JoinSet<()>,
     events: mpsc::Receiver<LineEvent>,
     line: JoinHandle<()>,
     signals: StopSignals,
@@ -114,6 +120,8 @@ struct Daemon {
 
 /// A command that runs.
 struct Running {
+    /// Its task; none for the moment before it has one.
+    task: Option<tokio::task::Id>,
     interrupter: Interrupter,
     builder: Option<String>,
 }
@@ -127,7 +135,7 @@ impl Daemon {
                         return self.stop(why).await;
                     }
                 }
-                Event::CommandEnded(ended) => self.command_ended(ended),
+                Event::CommandEnded(task, ended) => self.command_ended(task, ended),
                 Event::Drain => {
                     if let Some(why) = self.drain() {
                         return self.stop(why).await;
@@ -147,7 +155,10 @@ impl Daemon {
             biased;
             why = self.signals.next() => Event::Stop(why),
             _ = self.drain_signal.recv() => Event::Drain,
-            Some(ended) = self.tasks.join_next() => Event::CommandEnded(ended),
+            Some(ended) = self.tasks.join_next_with_id() => match ended {
+                Ok((task, ())) => Event::CommandEnded(task, Ok(())),
+                Err(error) => Event::CommandEnded(error.id(), Err(error)),
+            },
             Some(event) = self.events.recv() => Event::Line(event),
             ended = &mut self.line => Event::LineEnded(ended),
         }
@@ -220,7 +231,13 @@ impl Daemon {
     fn builder_list(&mut self, list: Vec<(String, String)>) -> Reply {
         let worker = &self.config.worker;
         let gone = self.builders.replace(list, &worker.basedir).map_err(|error| error.to_string())?;
-        self.builders.leftovers(&worker.basedir, worker.delete_leftover_dirs);
+        let leftovers = self.builders.leftovers(&worker.basedir);
+        if worker.delete_leftover_dirs {
+            // Nobody waits for it.
+            tokio::task::spawn_blocking(move || leftovers.remove());
+        } else {
+            leftovers.mention();
+        }
         for builder in gone {
             for running in self.running.values().filter(|running| running.builder.as_ref() == Some(&builder)) {
                 running.interrupter.abandon();
@@ -257,7 +274,7 @@ impl Daemon {
         };
         let span = info_span!("command", %command_id, command = start.name, builder);
         let id = command_id.clone();
-        let running = Running { interrupter, builder: builder.clone() };
+        let running = Running { task: None, interrupter, builder: builder.clone() };
         let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
         match Invocation::parse(&start) {
             Ok(invocation) => {
@@ -277,18 +294,15 @@ impl Daemon {
     }
 
     fn spawn(&mut self, id: CommandId, running: Running, work: impl Future<Output = ()> + Send + 'static) {
-        self.running.insert(id.clone(), running);
-        self.tasks.spawn(async move {
-            work.await;
-            id
-        });
+        let task = self.tasks.spawn(work).id();
+        self.running.insert(id, Running { task: Some(task), ..running });
     }
 
-    fn command_ended(&mut self, ended: Result<CommandId, JoinError>) {
-        match ended {
-            Ok(command_id) => drop(self.running.remove(&command_id)),
+    fn command_ended(&mut self, task: tokio::task::Id, ended: Result<(), JoinError>) {
+        self.running.retain(|_, running| running.task != Some(task));
+        if let Err(error) = ended {
             // Its reporter completed it with a failure when it was dropped.
-            Err(error) => warn!("a command broke down: {error}"),
+            warn!("a command broke down: {error}");
         }
     }
 

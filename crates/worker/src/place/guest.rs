@@ -35,7 +35,8 @@ impl Guest {
     async fn output(&self, argv: &[&OsStr]) -> io::Result<Vec<u8>> {
         /// More than a directory's names or a file's numbers ever need.
         const LIMIT: usize = 16 << 20;
-        let exec = ssh::Exec::argv(argv.iter().map(|word| word.as_bytes()));
+        // What went wrong is read from what the tool says.
+        let exec = ssh::Exec::argv(argv.iter().map(|word| word.as_bytes())).env("LC_ALL", "C");
         let process = match self.0.session.exec(exec).await {
             Ok(process) => process,
             Err(error) => return Err(self.exec_error(error).await),

@@ -7,8 +7,9 @@ mod guest;
 mod host;
 mod host_files;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use async_trait::async_trait;
@@ -154,8 +155,33 @@ pub(crate) enum SpawnError {
 /// A host path as a guest knows it: what is below the worker's base directory is below the guest's, and other paths are
 /// the same in both.
 pub(crate) fn guest_path(path: &Path, basedir: &Path, guest_basedir: &Path) -> PathBuf {
-    match path.strip_prefix(basedir) {
-        Ok(below) => guest_basedir.join(below),
-        Err(_) => path.to_owned(),
+    let rest = path.as_os_str().as_bytes().strip_prefix(basedir.as_os_str().as_bytes());
+    match rest {
+        // As it was written: a slash at the end says something to those who copy.
+        Some(rest) if rest.is_empty() || rest.starts_with(b"/") => {
+            let mut mapped = guest_basedir.as_os_str().to_owned();
+            mapped.push(OsStr::from_bytes(rest));
+            mapped.into()
+        }
+        _ => path.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_below_the_basedir_is_below_the_guests() {
+        let check = |path: &str, expected: &str| {
+            let mapped = guest_path(Path::new(path), Path::new("/srv/w"), Path::new("/home/buildbot"));
+            assert_eq!(mapped.as_os_str(), expected, "{path}");
+        };
+        check("/srv/w", "/home/buildbot");
+        check("/srv/w/b/build", "/home/buildbot/b/build");
+        check("/srv/w/b/new/", "/home/buildbot/b/new/");
+        check("/srv/w/b/.", "/home/buildbot/b/.");
+        check("/srv/work", "/srv/work");
+        check("/tmp", "/tmp");
     }
 }
