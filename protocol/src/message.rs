@@ -111,6 +111,14 @@ pub struct Settings {
     pub max_line_length: usize,
 }
 
+impl Settings {
+    /// What suits a PB master, which says nothing of it. It takes text alone and finds the lines itself, one call after
+    /// the other, so that few calls with much text cost it least.
+    pub fn for_pb() -> Self {
+        Settings { buffer_size: 512 * 1024, ..Settings::default() }
+    }
+}
+
 impl Default for Settings {
     /// What a 4.3.0 master sends unless it is configured otherwise.
     fn default() -> Self {

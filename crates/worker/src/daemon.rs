@@ -174,7 +174,10 @@ impl Daemon {
     /// Deals with an event of the line; says why, if it ends the worker.
     fn line_event(&mut self, event: LineEvent) -> Option<&'static str> {
         match event {
-            LineEvent::Up(link) => self.link = Some(link),
+            LineEvent::Up { link, settings } => {
+                self.link = Some(link);
+                self.settings = Arc::new(settings);
+            }
             LineEvent::Down => {
                 self.line_lost();
                 return self.drain.borrow().then_some(NO_LINE_TO_DRAIN);

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use protocol::{Incoming, Reply, Request, SeqNumber, Value};
+use protocol::{Incoming, Reply, Request, SeqNumber, Settings, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
 use tracing::{debug, info, warn};
@@ -28,8 +28,8 @@ const LAST_WORDS: Duration = Duration::from_secs(1);
 /// What the daemon is told of the line.
 #[derive(Debug)]
 pub(crate) enum LineEvent {
-    /// There is a line; commands are started with this link.
-    Up(MasterLink),
+    /// There is a line; commands are started with this link, and with these settings unless the master sends others.
+    Up { link: MasterLink, settings: Settings },
     /// The master wants something. A dropped `reply` answers with an exception.
     Request { request: Request, reply: oneshot::Sender<Reply> },
     /// The line is gone, and with it all that was asked over it.
@@ -82,7 +82,8 @@ impl Line {
     async fn serve(&self, wire: Wire, events: &mpsc::Sender<LineEvent>) -> Served {
         let (link, calls) = MasterLink::new();
         let mut conversation = Conversation::new(self, wire, events, calls);
-        let Over(why) = match events.send(LineEvent::Up(link)).await {
+        let settings = conversation.wire.settings();
+        let Over(why) = match events.send(LineEvent::Up { link, settings }).await {
             Ok(()) => conversation.hold().await,
             Err(_) => Over("the daemon ends".to_owned()),
         };

@@ -1,6 +1,6 @@
 //! A conversation with the master, whatever the protocol: what it says comes out, what we say goes in.
 
-use protocol::{Call, Incoming, Reply, SeqNumber};
+use protocol::{Call, Incoming, Reply, SeqNumber, Settings};
 use thiserror::Error;
 
 use super::broker::Broker;
@@ -44,6 +44,14 @@ pub(super) enum Refused {
 pub(super) struct Over(pub String);
 
 impl Wire {
+    /// How the master wants output if it does not say.
+    pub(super) fn settings(&self) -> Settings {
+        match self {
+            Wire::WebSocket(_) => Settings::default(),
+            Wire::Broker(_) => Settings::for_pb(),
+        }
+    }
+
     /// The next thing the master says. Cancel-safe.
     pub(super) async fn receive(&mut self) -> Result<Received, Over> {
         match self {
