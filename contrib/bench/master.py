@@ -25,6 +25,13 @@ from program import Program
 #: Seconds within which the master starts, and a worker finds it.
 START = 120
 
+#: Seconds the master may go on working after a build. It compresses the log then.
+SETTLE = 120
+
+#: Seconds of looking whether it works, and how many of them it may.
+LOOK = 0.5
+QUIET = 0.03
+
 #: Seconds a build may take. A log of full size takes most of a minute on a slow machine.
 LONGEST = 900
 
@@ -104,6 +111,18 @@ class Master:
         buildid = self._get(f"builds?buildrequestid={request}")["builds"][0]["buildid"]
         properties = self._get(f"builds/{buildid}/properties")["properties"][0]
         return Build(buildid, properties["seconds"][0])
+
+    def settle(self) -> None:
+        """Wait until the master has done what it does after a build, of which it tells nobody."""
+        deadline = time.monotonic() + SETTLE
+        used = self.program.cpu()
+        while not self.program.ended_within(LOOK):
+            before, used = used, self.program.cpu()
+            if used - before <= QUIET:
+                return
+            if time.monotonic() > deadline:
+                raise Problem(f"the master is still at work {SETTLE} s after a build: see its log in .cache/bench")
+        raise self.program.too_early()
 
     def lines(self, build: Build) -> int:
         """Give the number of lines in the log of a build's last step."""

@@ -62,6 +62,8 @@ class Round:
             self._into.add(contestant, "idle", [worker.memory()])
         for task in (self._true, self._log, self._upload, self._download):
             for contestant, worker in workers.items():
+                # Or else a task pays for what the one before it left the master to do.
+                self._master.settle()
                 task(contestant, worker)
         for contestant, worker in workers.items():
             self._into.add(contestant, "peak", [worker.peak_memory()])
