@@ -97,8 +97,8 @@ def conditions(rounds: int, sizes: Sizes) -> str:
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     log = sum(len(f"{number}\n") for number in range(1, sizes.lines + 1))
     return (
-        f"Medians of {rounds} round{'s' * (rounds > 1)} ({rounds * sizes.steps} steps `true` each); a log of {log / 1e6:.0f} MB in"
-        f" {sizes.lines} lines, files of {sizes.file / 1e6:.0f} MB.\n"
+        f"Medians of {rounds} round{'s' * (rounds > 1)} ({rounds * sizes.steps} steps `true` each);"
+        f" a log of {log / 1e6:.0f} MB in {sizes.lines} lines, files of {sizes.file / 1e6:.0f} MB.\n"
         f"{os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release().partition('-')[0]};"
         f" Buildbot {version('buildbot')}, buildbot-worker {version('buildbot-worker')},"
         f" Python {platform.python_version()}."
