@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use protocol::{Call, CommandId, Settings, Stream, Update, Value};
+use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -182,4 +183,18 @@ fn without_time(text: &str) -> String {
         None => line.to_owned(),
     };
     text.split_inclusive('\n').map(line).collect()
+}
+
+/// A value of a recording.
+pub(super) fn value(json: &Json) -> Value {
+    match json {
+        Json::Null => Value::Nil,
+        Json::Bool(truth) => Value::Bool(*truth),
+        Json::Number(number) => {
+            number.as_i64().map_or_else(|| Value::Float(number.as_f64().unwrap_or(0.0)), Value::Int)
+        }
+        Json::String(text) => Value::Str(text.clone()),
+        Json::Array(items) => Value::List(items.iter().map(value).collect()),
+        Json::Object(pairs) => Value::Map(pairs.iter().map(|(key, item)| (key.clone(), value(item))).collect()),
+    }
 }

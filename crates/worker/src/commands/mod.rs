@@ -12,6 +12,8 @@ mod interrupt;
 mod ladder;
 mod logfiles;
 mod os_error;
+#[cfg(test)]
+mod recordings;
 mod shell;
 mod transfer;
 pub(crate) mod vm;

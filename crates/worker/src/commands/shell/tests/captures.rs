@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::{Command, CommandId, Invocation, Settings, StartCommand, Value};
+use protocol::{Command, CommandId, Invocation, Settings, StartCommand};
 use serde_json::Value as Json;
 
-use crate::commands::fake_master::lines;
+use crate::commands::fake_master::{lines, value};
 use crate::commands::{Context, Interrupt, Interrupter, run};
 use crate::master::MasterLink;
 use crate::output::Reporter;
@@ -98,19 +98,6 @@ fn update_line(update: &Json) -> String {
         "failure_reason" => format!("failure_reason {}", value.as_str().expect("text")),
         "log" => format!("{} {}", value[0].as_str().expect("a name"), value[1][0].as_str().expect("text")),
         _ => format!("{key} {}", value[0].as_str().expect("text")),
-    }
-}
-
-fn value(json: &Json) -> Value {
-    match json {
-        Json::Null => Value::Nil,
-        Json::Bool(truth) => Value::Bool(*truth),
-        Json::Number(number) => {
-            number.as_i64().map_or_else(|| Value::Float(number.as_f64().unwrap_or(0.0)), Value::Int)
-        }
-        Json::String(text) => Value::Str(text.clone()),
-        Json::Array(items) => Value::List(items.iter().map(value).collect()),
-        Json::Object(pairs) => Value::Map(pairs.iter().map(|(key, item)| (key.clone(), value(item))).collect()),
     }
 }
 
