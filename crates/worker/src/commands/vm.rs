@@ -158,10 +158,8 @@ impl Work<'_> {
         machine.set_console_shown(shown.bytes());
         let copied = match copied? {
             Ok(copied) => copied,
-            Err(ssh::CopyError::Lost(_)) => {
-                let gone = tokio::time::timeout(std::time::Duration::from_secs(2), machine.gone()).await;
-                let reason = gone.unwrap_or_else(|_| format!("the ssh session with vm '{}' was lost", copy.vm));
-                return Err(VmError::Lost { reason }.into());
+            Err(ssh::CopyError::Lost(lost)) => {
+                return Err(VmError::Lost { reason: crate::place::cause(&machine, &lost).await }.into());
             }
             Err(error) => return Err(Refusal { reason: "vm_copy_failed", sentence: format!("copy: {error}") }),
         };
@@ -234,10 +232,8 @@ impl Work<'_> {
         Owner { builder: self.builder.to_owned(), vm: vm.clone() }
     }
 
-    /// Tells the person who watches the step, now rather than when output has gathered.
     async fn say(&self, line: String) {
-        self.reporter.header(line + "\n").await;
-        self.reporter.flush().await;
+        say(self.reporter, line).await;
     }
 
     /// Shows a console, once its place is known, if the command asks for it.
@@ -313,8 +309,7 @@ impl<'a> StartProgress<'a> {
 #[async_trait::async_trait]
 impl Progress for StartProgress<'_> {
     async fn say(&self, line: String) {
-        self.reporter.header(line + "\n").await;
-        self.reporter.flush().await;
+        say(self.reporter, line).await;
     }
 
     fn console(&self, path: &Path) {
@@ -336,6 +331,12 @@ pub(crate) async fn beside<T>(work: impl Future<Output = T>, machine: &Machine, 
     };
     machine.set_console_shown(console.shown());
     result
+}
+
+/// Tells the person who watches the step, now rather than when output has gathered.
+async fn say(reporter: &Reporter, line: String) {
+    reporter.header(line + "\n").await;
+    reporter.flush().await;
 }
 
 /// A host path of a copy. It has to be in the worker's directory, links followed: what else is on the host is not the

@@ -210,7 +210,7 @@ impl Guest {
 }
 
 /// Why a session was lost: most often because its QEMU ended, which is seen a moment later.
-async fn cause(machine: &Machine, lost: &ssh::Lost) -> String {
+pub(crate) async fn cause(machine: &Machine, lost: &ssh::Lost) -> String {
     tokio::time::timeout(CAUSE, machine.gone())
         .await
         .unwrap_or_else(|_| format!("the ssh session with vm '{}' was lost: {lost}", machine.facts.owner.vm))

@@ -18,7 +18,7 @@ use protocol::command::Compression;
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-pub(crate) use guest::Guest;
+pub(crate) use guest::{Guest, cause};
 pub(crate) use host::Host;
 
 /// Processes and files of one machine. Paths are absolute and the place's own; [`guest_path`] turns one of the host into
