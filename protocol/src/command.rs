@@ -13,7 +13,7 @@ mod vm;
 pub use files::{Cpdir, PathArgument, Paths, Rmdir};
 pub use shell::{CommandLine, EnvValue, Logfile, Shell, Word};
 pub use transfer::{Compression, DownloadFile, MAX_BLOCK_SIZE, UploadDirectory, UploadFile};
-pub use vm::{Direction, Mode, Name, VmCopy, VmInfo, VmStart, VmStop};
+pub use vm::{Direction, Disposal, Mode, Name, VmCopy, VmInfo, VmReboot, VmStart, VmStop};
 
 use std::path::{Path, PathBuf};
 
@@ -49,6 +49,8 @@ pub enum Command {
     VmStart(VmStart),
     /// `vm_copy`.
     VmCopy(VmCopy),
+    /// `vm_reboot`.
+    VmReboot(VmReboot),
     /// `vm_stop`.
     VmStop(VmStop),
     /// `vm_info`.
@@ -84,7 +86,7 @@ pub const STANDARD_VERSION: &str = "3.3";
 pub const VM_VERSION: &str = "1.0";
 
 /// Every command's name and the version to advertise in worker info (`worker_commands`).
-pub const COMMANDS: [(&str, &str); 18] = [
+pub const COMMANDS: [(&str, &str); 19] = [
     ("shell", STANDARD_VERSION),
     ("uploadFile", STANDARD_VERSION),
     ("upload_file", STANDARD_VERSION),
@@ -101,6 +103,7 @@ pub const COMMANDS: [(&str, &str); 18] = [
     ("rmfile", STANDARD_VERSION),
     ("vm_start", VM_VERSION),
     ("vm_copy", VM_VERSION),
+    ("vm_reboot", VM_VERSION),
     ("vm_stop", VM_VERSION),
     ("vm_info", VM_VERSION),
 ];
@@ -113,19 +116,25 @@ impl Invocation {
     pub fn parse(start: &StartCommand) -> Result<Self, ArgumentError> {
         let command = Command::parse(start)?;
         let args = Args::new("WorkerCommand", &start.args);
-        let placement = match command {
-            Command::VmStart(_) | Command::VmCopy(_) | Command::VmStop(_) | Command::VmInfo(_) => Placement::Unsaid,
-            _ => match args.text("vm")?.as_deref() {
-                None => Placement::Unsaid,
-                Some("host") => Placement::Host,
-                Some(_) => Placement::Vm(Name::parse(args, "vm")?.unwrap_or_else(Name::default_vm)),
-            },
+        let placement = match args.text("vm")?.as_deref() {
+            _ if command.is_about_vms() => Placement::Unsaid,
+            None => Placement::Unsaid,
+            Some("host") => Placement::Host,
+            Some(_) => Placement::Vm(Name::parse(args, "vm")?.unwrap_or_else(Name::default_vm)),
         };
         Ok(Invocation { command, placement, console_log: args.text("console_log")? })
     }
 }
 
 impl Command {
+    /// Tells the `vm_…` commands from those that every worker has.
+    pub fn is_about_vms(&self) -> bool {
+        matches!(
+            self,
+            Command::VmStart(_) | Command::VmCopy(_) | Command::VmReboot(_) | Command::VmStop(_) | Command::VmInfo(_)
+        )
+    }
+
     /// Changes every path of the command that is not one from `~`; the host's paths of the `vm_…` commands included.
     ///
     /// A worker makes paths absolute with it, and those of a guest the guest's own, before it runs the command.
@@ -150,7 +159,7 @@ impl Command {
                 change(&mut path.0);
             }
             Command::VmCopy(copy) => change(&mut copy.workdir),
-            Command::VmStart(_) | Command::VmStop(_) | Command::VmInfo(_) => {}
+            Command::VmStart(_) | Command::VmReboot(_) | Command::VmStop(_) | Command::VmInfo(_) => {}
         }
     }
 
@@ -174,6 +183,7 @@ impl Command {
             "rmfile" => Command::Rmfile(PathArgument::parse(args("RemoveFile"), "path")?),
             "vm_start" => Command::VmStart(VmStart::parse(args("vm_start"))?),
             "vm_copy" => Command::VmCopy(VmCopy::parse(args("vm_copy"))?),
+            "vm_reboot" => Command::VmReboot(VmReboot::parse(args("vm_reboot"))?),
             "vm_stop" => Command::VmStop(VmStop::parse(args("vm_stop"))?),
             "vm_info" => Command::VmInfo(VmInfo::parse(args("vm_info"))?),
             _ => {

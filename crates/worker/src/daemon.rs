@@ -318,7 +318,7 @@ impl Daemon {
         reporter: Reporter,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         let Invocation { mut command, placement, console_log } = invocation;
-        if matches!(command, Command::VmStart(_) | Command::VmCopy(_) | Command::VmStop(_) | Command::VmInfo(_)) {
+        if command.is_about_vms() {
             command.map_paths(|path| context.resolve(path));
             let pool = self.pool.clone();
             return Box::pin(commands::vm::run(context, command, builder, console_log, pool, reporter));
@@ -380,7 +380,7 @@ async fn run_in_guest(
     context.builder_dir = guest_path(&context.builder_dir, &basedir, &machine.image.guest_basedir);
     context.basedir = machine.image.guest_basedir.clone();
     let console = console_log.map(|name| reporter.log_writer(name));
-    let guest: Arc<dyn Place> = Arc::new(Guest::new(Arc::clone(&machine)));
+    let guest: Arc<dyn Place> = Arc::new(Guest::new(machine.login(), machine.fate()));
     let work = commands::run(context, command, guest, reporter);
     match console {
         Some(log) => commands::vm::beside(work, &machine, log).await,

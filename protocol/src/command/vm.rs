@@ -87,6 +87,10 @@ pub struct VmStart {
     pub timeout: Option<Duration>,
     /// The master's number of the build. A new one says that the builder's earlier build is over.
     pub build: Option<u64>,
+    /// The private network it is to have a card on, shared with the builder's other VMs that name the same.
+    pub network: Option<Name>,
+    /// How long the builder may have it, instead of the longest time that the worker's configuration allows.
+    pub ttl: Option<Duration>,
 }
 
 /// Which way [`VmCopy`] goes.
@@ -126,6 +130,28 @@ pub struct VmStop {
     pub timeout: Option<Duration>,
     /// Whether it is fine that there is no such VM.
     pub missing_ok: bool,
+    /// What becomes of it beside that.
+    pub disposal: Disposal,
+}
+
+/// What [`VmStop`] makes of a VM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Disposal {
+    /// It is stopped, and nothing of it is kept but a persistent disk.
+    End,
+    /// It is shut down cleanly, and its disk becomes the next generation of this image.
+    Save(Name),
+    /// It runs on for so long for a person to look into, but is the builder's no more.
+    Keep(Duration),
+}
+
+/// Restarts the guest of a VM, and waits until it is back.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VmReboot {
+    /// The VM.
+    pub vm: Name,
+    /// How long that may take, instead of the image's time for booting.
+    pub timeout: Option<Duration>,
 }
 
 /// Asks about the builder's VMs.
@@ -151,6 +177,8 @@ impl VmStart {
             memory_mib: within(args, "memory_mib", 16, 4 << 20, "an amount of memory in MiB, 16 to 4194304")?,
             timeout: args.seconds("timeout")?,
             build: args.count("build")?,
+            network: Name::parse(args, "network")?,
+            ttl: args.seconds("ttl")?,
         })
     }
 }
@@ -176,7 +204,24 @@ impl VmCopy {
 
 impl VmStop {
     pub(super) fn parse(args: Args<'_>) -> Result<Self, ArgumentError> {
-        Ok(VmStop { vm: vm(args)?, timeout: args.seconds("timeout")?, missing_ok: args.flag("missing_ok", true)? })
+        let disposal = match (Name::parse(args, "save")?, args.seconds("keep")?) {
+            (None, None) => Disposal::End,
+            (Some(image), None) => Disposal::Save(image),
+            (None, Some(time)) => Disposal::Keep(time),
+            (Some(_), Some(_)) => return Err(args.invalid("keep", "absent where 'save' is given")),
+        };
+        Ok(VmStop {
+            vm: vm(args)?,
+            timeout: args.seconds("timeout")?,
+            missing_ok: args.flag("missing_ok", true)?,
+            disposal,
+        })
+    }
+}
+
+impl VmReboot {
+    pub(super) fn parse(args: Args<'_>) -> Result<Self, ArgumentError> {
+        Ok(VmReboot { vm: vm(args)?, timeout: args.seconds("timeout")? })
     }
 }
 

@@ -61,7 +61,7 @@ async fn carry_out(
         Command::Glob(glob) => files::glob(context, glob, place, reporter).await,
         Command::Listdir(listdir) => files::listdir(context, listdir, place, reporter).await,
         Command::Rmfile(rmfile) => files::rmfile(context, rmfile, place, reporter).await,
-        Command::VmStart(_) | Command::VmCopy(_) | Command::VmStop(_) | Command::VmInfo(_) => {
+        Command::VmStart(_) | Command::VmCopy(_) | Command::VmReboot(_) | Command::VmStop(_) | Command::VmInfo(_) => {
             Err(Failure("a command about a VM came to a place that runs commands: this is a bug".to_owned()))
         }
     }

@@ -141,12 +141,12 @@ impl Work<'_> {
                 Direction::In => {
                     let (from, to) = (host(&copy.from)?, guest(&copy.to));
                     self.say(format!("copying {} to {} in vm '{}'", from.display(), to.display(), copy.vm)).await;
-                    Ok(machine.session.copy_in(&from, bytes(&to), &options).await)
+                    Ok(machine.login().session.copy_in(&from, bytes(&to), &options).await)
                 }
                 Direction::Out => {
                     let (from, to) = (guest(&copy.from), host(&copy.to)?);
                     self.say(format!("copying {} in vm '{}' to {}", from.display(), copy.vm, to.display())).await;
-                    Ok(machine.session.copy_out(bytes(&from), &to, &options).await)
+                    Ok(machine.login().session.copy_out(bytes(&from), &to, &options).await)
                 }
             }
         };
@@ -159,7 +159,7 @@ impl Work<'_> {
         let copied = match copied? {
             Ok(copied) => copied,
             Err(ssh::CopyError::Lost(lost)) => {
-                return Err(VmError::Lost { reason: crate::place::cause(&machine, &lost).await }.into());
+                return Err(VmError::Lost { reason: crate::place::cause(&machine.fate(), &lost).await }.into());
             }
             Err(error) => return Err(Refusal { reason: "vm_copy_failed", sentence: format!("copy: {error}") }),
         };

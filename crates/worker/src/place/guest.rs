@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::{Ending, Event, Place, Process, Program, SpawnError};
-use crate::pool::Machine;
+use crate::pool::{Fate, Login};
 
 /// How long output that is on its way may take to arrive once nobody waits for more.
 const LAST_OUTPUT: Duration = Duration::from_millis(500);
@@ -24,11 +24,14 @@ const CAUSE: Duration = Duration::from_secs(2);
 
 /// The guest of a machine. Paths are the guest's own.
 #[derive(Debug, Clone)]
-pub(crate) struct Guest(Arc<Machine>);
+pub(crate) struct Guest {
+    login: Arc<Login>,
+    fate: Fate,
+}
 
 impl Guest {
-    pub(crate) fn new(machine: Arc<Machine>) -> Self {
-        Guest(machine)
+    pub(crate) fn new(login: Arc<Login>, fate: Fate) -> Self {
+        Guest { login, fate }
     }
 
     /// Runs a small program of our own and returns what it wrote.
@@ -37,7 +40,7 @@ impl Guest {
         const LIMIT: usize = 16 << 20;
         // What went wrong is read from what the tool says.
         let exec = ssh::Exec::argv(argv.iter().map(|word| word.as_bytes())).env("LC_ALL", "C");
-        let process = match self.0.session.exec(exec).await {
+        let process = match self.login.session.exec(exec).await {
             Ok(process) => process,
             Err(error) => return Err(self.exec_error(error).await),
         };
@@ -83,18 +86,18 @@ fn unsupported(what: &str) -> io::Error {
 #[async_trait]
 impl Place for Guest {
     fn environment(&self) -> Vec<(OsString, OsString)> {
-        self.0.environment.iter().map(|(name, value)| (name.into(), value.into())).collect()
+        self.login.environment.iter().map(|(name, value)| (name.into(), value.into())).collect()
     }
 
     fn home(&self) -> PathBuf {
-        let home = self.0.environment.iter().find(|(name, _)| name == "HOME");
-        home.map_or_else(|| self.0.image.guest_basedir.clone(), |(_, home)| home.into())
+        let home = self.login.environment.iter().find(|(name, _)| name == "HOME");
+        home.map_or_else(|| self.login.basedir.clone(), |(_, home)| home.into())
     }
 
     async fn spawn(&self, program: Program) -> Result<Box<dyn Process>, SpawnError> {
         let mut exec = ssh::Exec::argv(program.argv.iter().map(|word| word.as_bytes()))
             .dir(program.workdir.as_os_str().as_bytes(), ssh::Missing::Fail);
-        for (name, value) in changed(&self.0.environment, &program.environment)? {
+        for (name, value) in changed(&self.login.environment, &program.environment)? {
             exec = match value {
                 Some(value) => exec.env(name, value.as_bytes()),
                 None => exec.env_remove(name),
@@ -106,7 +109,7 @@ impl Place for Guest {
         if !program.stdin.is_empty() {
             exec = exec.stdin();
         }
-        let mut process = match self.0.session.exec(exec).await {
+        let mut process = match self.login.session.exec(exec).await {
             Ok(process) => process,
             Err(error) => return Err(self.spawn_error(&program, error).await),
         };
@@ -118,7 +121,7 @@ impl Place for Guest {
                 }
             });
         }
-        Ok(Box::new(GuestProcess { machine: Arc::clone(&self.0), process, exited: None, left: None, lost: None }))
+        Ok(Box::new(GuestProcess { fate: self.fate.clone(), process, exited: None, left: None, lost: None }))
     }
 
     async fn stat(&self, path: &Path) -> io::Result<[i64; 10]> {
@@ -158,7 +161,7 @@ impl Place for Guest {
     async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
         let from = format!("+{}", offset.saturating_add(1));
         let exec = ssh::Exec::argv([b"tail".as_slice(), b"-c", from.as_bytes(), b"--", path.as_os_str().as_bytes()]);
-        let mut process = match self.0.session.exec(exec).await {
+        let mut process = match self.login.session.exec(exec).await {
             Ok(process) => process,
             Err(error) => return Err(self.exec_error(error).await),
         };
@@ -195,7 +198,7 @@ impl Guest {
 
     /// The error that says that the guest itself is gone.
     async fn lost(&self, lost: &ssh::Lost) -> io::Error {
-        io::Error::new(io::ErrorKind::NotConnected, cause(&self.0, lost).await)
+        io::Error::new(io::ErrorKind::NotConnected, cause(&self.fate, lost).await)
     }
 
     async fn spawn_error(&self, program: &Program, error: ssh::ExecError) -> SpawnError {
@@ -203,17 +206,17 @@ impl Guest {
             ssh::ExecError::EnterDir { .. } | ssh::ExecError::MakeDir { .. } => {
                 SpawnError::Workdir { workdir: program.workdir.clone(), source: io::Error::other(error) }
             }
-            ssh::ExecError::Lost(lost) => SpawnError::Lost(cause(&self.0, &lost).await),
+            ssh::ExecError::Lost(lost) => SpawnError::Lost(cause(&self.fate, &lost).await),
             other => SpawnError::Other(io::Error::other(other)),
         }
     }
 }
 
 /// Why a session was lost: most often because its QEMU ended, which is seen a moment later.
-pub(crate) async fn cause(machine: &Machine, lost: &ssh::Lost) -> String {
-    tokio::time::timeout(CAUSE, machine.gone())
+pub(crate) async fn cause(fate: &Fate, lost: &ssh::Lost) -> String {
+    tokio::time::timeout(CAUSE, fate.gone())
         .await
-        .unwrap_or_else(|_| format!("the ssh session with vm '{}' was lost: {lost}", machine.facts.owner.vm))
+        .unwrap_or_else(|_| format!("the ssh session with vm '{}' was lost: {lost}", fate.vm()))
 }
 
 /// The variables that differ from the guest's own; without a value, those that are to be removed.
@@ -247,7 +250,7 @@ fn parse_stat(line: &str) -> Option<[i64; 10]> {
 }
 
 struct GuestProcess {
-    machine: Arc<Machine>,
+    fate: Fate,
     process: ssh::Process,
     /// How it ended, while its output is still awaited.
     exited: Option<Ending>,
@@ -285,8 +288,8 @@ impl Process for GuestProcess {
             }
         }
         let reason = match &self.lost {
-            Some(lost) => cause(&self.machine, lost).await,
-            None => self.machine.gone().await,
+            Some(lost) => cause(&self.fate, lost).await,
+            None => self.fate.gone().await,
         };
         Event::Ended(Ending::Lost { reason })
     }

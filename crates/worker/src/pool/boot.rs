@@ -9,7 +9,7 @@ use protocol::command::{Mode, Name};
 use ssh::{ConnectError, HostKeyPolicy, NotReady};
 use tokio::time::Instant;
 
-use super::machine::{self, CONSOLE_TAIL, Facts, Machine, description, with_console};
+use super::machine::{self, CONSOLE_TAIL, Facts, Login, Machine, description, with_console};
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -37,7 +37,7 @@ impl Pool {
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
-        let (session, environment) = match vm.boot(self.answer(&slot, &order.image, &image, timeout), timeout).await {
+        let login = match vm.boot(self.answer(&slot, &order.image, &image, timeout), timeout).await {
             Ok(answer) => answer,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
@@ -55,7 +55,7 @@ impl Pool {
             took: asked.elapsed(),
             owner: order.owner,
         };
-        Ok(Machine::new(facts, image, session, environment, vm, lease))
+        Ok(Machine::new(facts, image, login, vm, lease))
     }
 
     /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.
@@ -105,7 +105,7 @@ impl Pool {
     }
 
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.
-    async fn answer(&self, slot: &Slot, name: &Name, image: &Image, timeout: Duration) -> Result<Answer, Unanswered> {
+    async fn answer(&self, slot: &Slot, name: &Name, image: &Image, timeout: Duration) -> Result<Login, Unanswered> {
         let host_keys = &self.0.host_keys;
         let host_key = host_keys.policy(name, image)?;
         let learning = matches!(host_key, HostKeyPolicy::Learn);
@@ -127,7 +127,7 @@ impl Pool {
             host_keys.learn(name, session.host_key())?;
         }
         let environment = environment(&session).await?;
-        Ok((session, environment))
+        Ok(Login { session, environment, basedir: image.guest_basedir.clone() })
     }
 }
 
@@ -147,9 +147,6 @@ async fn run_qemu(hypervisor: &Hypervisor, order: &Order, image: &Image, lease: 
         qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
     Ok(qemu::Vm::start(&hypervisor.qemu, &description, files).await?)
 }
-
-/// A session with a guest, and the environment that commands have in it.
-type Answer = (ssh::Session, Vec<(String, String)>);
 
 /// Why a guest did not answer; its text is the whole chain.
 struct Unanswered(anyhow::Error);

@@ -59,14 +59,47 @@ pub(crate) struct Stopped {
     pub after: Duration,
 }
 
+/// The way into a guest, and what commands find there.
+#[derive(Debug)]
+pub(crate) struct Login {
+    pub session: Session,
+    /// The environment of a command.
+    pub environment: Vec<(String, String)>,
+    /// What the worker's base directory is called there.
+    pub basedir: PathBuf,
+}
+
+/// Tells when a machine is not there any more.
+#[derive(Debug, Clone)]
+pub(crate) struct Fate {
+    vm: Name,
+    status: watch::Receiver<Status>,
+}
+
+impl Fate {
+    /// What the machine is called.
+    pub(crate) fn vm(&self) -> &Name {
+        &self.vm
+    }
+
+    /// Waits until it is not there any more; says why, as a sentence.
+    pub(crate) async fn gone(&self) -> String {
+        let mut status = self.status.clone();
+        let ended = status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone());
+        match ended {
+            Ok(Status::Died { reason }) => reason,
+            _ => format!("vm '{}' was stopped", self.vm),
+        }
+    }
+}
+
 /// A machine whose guest answers.
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub facts: Facts,
     pub image: Arc<Image>,
-    pub session: Session,
-    /// The environment of a command in the guest.
-    pub environment: Vec<(String, String)>,
+    /// The way in, which changes when the guest restarts.
+    login: Mutex<Arc<Login>>,
     /// Where the console's output goes.
     pub console_log: PathBuf,
     vm: qemu::Vm,
@@ -79,19 +112,11 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(
-        facts: Facts,
-        image: Arc<Image>,
-        session: Session,
-        environment: Vec<(String, String)>,
-        vm: qemu::Vm,
-        lease: Lease,
-    ) -> Self {
+    pub(super) fn new(facts: Facts, image: Arc<Image>, login: Login, vm: qemu::Vm, lease: Lease) -> Self {
         Machine {
             facts,
             image,
-            session,
-            environment,
+            login: Mutex::new(Arc::new(login)),
             console_log: lease.slot().console_log(),
             vm,
             status: watch::Sender::new(Status::Up),
@@ -106,14 +131,14 @@ impl Machine {
         self.status.borrow().clone()
     }
 
-    /// Waits until it is not there any more; says why, as a sentence.
-    pub(crate) async fn gone(&self) -> String {
-        let mut status = self.status.subscribe();
-        let ended = status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone());
-        match ended {
-            Ok(Status::Died { reason }) => reason,
-            _ => format!("vm '{}' was stopped", self.facts.owner.vm),
-        }
+    /// The way into its guest.
+    pub(crate) fn login(&self) -> Arc<Login> {
+        Arc::clone(&self.login.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// What tells when it is not there any more.
+    pub(crate) fn fate(&self) -> Fate {
+        Fate { vm: self.facts.owner.vm.clone(), status: self.status.subscribe() }
     }
 
     /// The next part of the console to show begins at this byte.
@@ -153,13 +178,16 @@ impl Machine {
         self.stopping.store(true, Ordering::Relaxed);
         let shutdown = match self.facts.mode {
             Mode::Fresh => Shutdown::from(Rung::Quit),
-            Mode::Persistent => Shutdown::by_guest(power_off(self.session.clone(), self.image.shutdown.clone()))
-                .patience(Patience {
-                    // The power button gets a part of the time, for a guest whose command has no effect.
-                    guest: patience - patience / 4,
-                    powerdown: patience / 4,
-                    ..Patience::default()
-                }),
+            Mode::Persistent => {
+                Shutdown::by_guest(power_off(self.login().session.clone(), self.image.shutdown.clone())).patience(
+                    Patience {
+                        // The power button gets a part of the time, for a guest whose command has no effect.
+                        guest: patience - patience / 4,
+                        powerdown: patience / 4,
+                        ..Patience::default()
+                    },
+                )
+            }
         };
         let ended = self.vm.shutdown(shutdown).await.map_err(|stuck| {
             // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.

@@ -23,7 +23,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::config::{self, Config, Image};
 pub(crate) use error::VmError;
-pub(crate) use machine::{Machine, Owner, Status, Stopped};
+pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped};
 use slot::Slot;
 pub(crate) use slots::Census;
 use slots::Slots;
