@@ -5,7 +5,7 @@ use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use crate::{Accelerator, Boot, Drive, Durability, Features, Machine, Network, Outside};
+use crate::{Accelerator, Boot, Card, Drive, Durability, Features, Machine, Network, Outside};
 
 /// What connects a machine to its host, apart from its disks and network.
 #[derive(Clone, Copy, Debug)]
@@ -15,6 +15,8 @@ pub struct Wiring<'a> {
     pub qmp: RawFd,
     /// The file that gets what the guest writes to its first serial port. Truncated by QEMU.
     pub console_log: &'a Path,
+    /// Its card on a private network, if it is on one.
+    pub card: Option<Card>,
 }
 
 impl Machine {
@@ -35,6 +37,9 @@ impl Machine {
             self.drive(&mut list, number, drive);
         }
         self.network(&mut list);
+        if let Some(card) = wiring.card {
+            self.card(&mut list, card);
+        }
         if features.rng {
             list.option("-object", Value::new("rng-random,id=rng0,filename=/dev/urandom"));
             list.option("-device", self.virtio("rng").then(",rng=rng0"));
@@ -93,9 +98,18 @@ impl Machine {
         };
         let forward = format!("hostfwd=tcp:127.0.0.1:{host_port}-:{guest_port}");
         list.option("-netdev", Value::new(format!("user,id=net0,restrict={restrict},{forward}")));
-        // Without an option ROM, which is of no use but for booting from the network, and in a package of its own.
-        let rom = if self.has_pci() { ",romfile=" } else { "" };
-        list.option("-device", self.virtio("net").then(",netdev=net0").then(rom));
+        list.option("-device", self.virtio("net").then(",netdev=net0").then(self.no_rom()));
+    }
+
+    /// After the card that leads to the host, so that this one's name in the guest does not depend on it.
+    fn card(&self, list: &mut List, Card { fd, mac }: Card) {
+        list.option("-netdev", Value::new(format!("dgram,id=net1,local.type=fd,local.str={fd}")));
+        list.option("-device", self.virtio("net").then(format!(",netdev=net1,mac={mac}")).then(self.no_rom()));
+    }
+
+    /// Leaves out the option ROM, which is of no use but for booting from the network, and in a package of its own.
+    fn no_rom(&self) -> &'static str {
+        if self.has_pci() { ",romfile=" } else { "" }
     }
 
     /// Names a virtio device for the machine's bus.
@@ -153,7 +167,7 @@ impl Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::Format;
+    use crate::{Format, Mac};
 
     const ALL: Features = Features { sandbox: true, rng: true };
 
@@ -180,11 +194,14 @@ mod tests {
         }
     }
 
+    fn wiring(console_log: &str) -> Wiring<'_> {
+        Wiring { qmp: 7, console_log: Path::new(console_log), card: None }
+    }
+
     /// Compares with one option a line.
     #[track_caller]
     fn check(machine: &Machine, features: Features, expected: &str) {
-        let wiring = Wiring { qmp: 7, console_log: Path::new("/slots/3/console.log") };
-        let args = machine.arguments(&features, wiring);
+        let args = machine.arguments(&features, wiring("/slots/3/console.log"));
         let mut text = String::new();
         for arg in &args {
             text.push(if arg.as_bytes().starts_with(b"-") { '\n' } else { ' ' });
@@ -266,7 +283,7 @@ mod tests {
     fn a_machine_without_pci_gets_devices_without_it() {
         let mut machine = machine();
         machine.machine_type = "microvm,rtc=on".to_owned();
-        let args = machine.arguments(&ALL, Wiring { qmp: 7, console_log: Path::new("/c") });
+        let args = machine.arguments(&ALL, wiring("/c"));
         let devices: Vec<_> =
             args.iter().filter_map(|arg| arg.to_str()).filter(|arg| arg.starts_with("virtio-")).collect();
         assert_eq!(
@@ -276,12 +293,32 @@ mod tests {
     }
 
     #[test]
+    fn a_card_on_a_private_network_comes_after_the_one_that_leads_to_the_host() {
+        let check = |machine_type: &str, devices: [&str; 2]| {
+            let machine = Machine { machine_type: machine_type.to_owned(), ..machine() };
+            let wiring = Wiring { card: Some(Card { fd: 9, mac: Mac::of_member(3) }), ..wiring("/c") };
+            let args = machine.arguments(&ALL, wiring);
+            let networks = args.iter().filter_map(|arg| arg.to_str()).filter(|arg| arg.contains("id=net"));
+            let cards = args.iter().filter_map(|arg| arg.to_str()).filter(|arg| arg.contains("netdev=net"));
+            let expected =
+                ["user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:2225-:22", "dgram,id=net1,local.type=fd,local.str=9"];
+            assert_eq!(networks.collect::<Vec<_>>(), expected);
+            assert_eq!(cards.collect::<Vec<_>>(), devices);
+        };
+        check(
+            "q35",
+            ["virtio-net-pci,netdev=net0,romfile=", "virtio-net-pci,netdev=net1,mac=02:6b:76:6d:00:03,romfile="],
+        );
+        check("microvm", ["virtio-net-device,netdev=net0", "virtio-net-device,netdev=net1,mac=02:6b:76:6d:00:03"]);
+    }
+
+    #[test]
     fn commas_in_paths_and_names_are_doubled_where_qemu_parses_them() {
         let mut machine = machine();
         machine.name = "a,b".to_owned();
         machine.drives[0].file = "/a, b/c,,d.qcow2".into();
         machine.boot = Boot::Kernel { kernel: "/k,1".into(), initrd: None, append: "a,b".to_owned() };
-        let args = machine.arguments(&ALL, Wiring { qmp: 7, console_log: Path::new("/c d,e") });
+        let args = machine.arguments(&ALL, wiring("/c d,e"));
         let after = |name: &str| {
             let at = args.iter().position(|arg| arg == name).expect("it is there");
             args[at + 1].to_string_lossy().into_owned()
@@ -296,7 +333,7 @@ mod tests {
     fn paths_that_are_no_utf8_stay_as_they_are() {
         let mut machine = machine();
         machine.drives[0].file = OsStr::from_bytes(b"/\xff,").into();
-        let args = machine.arguments(&ALL, Wiring { qmp: 7, console_log: Path::new("/c") });
+        let args = machine.arguments(&ALL, wiring("/c"));
         assert!(args.iter().any(|arg| arg.as_bytes().ends_with(b"file.filename=/\xff,,")));
     }
 }

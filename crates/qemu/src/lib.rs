@@ -4,6 +4,7 @@
 //! Qemu::probe ─▶ Qemu ─▶ accelerator(Accel) ─▶ Accelerated
 //!                 ├────▶ create_overlay(Base) / disk()
 //! Machine ────────┴────▶ Vm::start ─▶ Vm ─▶ boot(probe) ─▶ shutdown(Shutdown) ─▶ Ended
+//! Lan::join ─▶ Port, Cable ─▶ Vm::start_on: machines on an Ethernet of their own
 //! Pidfile::clear: what an earlier run left
 //! ```
 //!
@@ -24,6 +25,7 @@ mod features;
 mod files;
 mod identity;
 mod ladder;
+mod lan;
 mod leftovers;
 mod machine;
 mod owner;
@@ -44,6 +46,7 @@ pub use features::{Features, ProbeError};
 pub use files::Files;
 pub use identity::Identity;
 pub use ladder::{Patience, Rung};
+pub use lan::{Cable, Card, Lan, MAX_FRAME, MAX_MEMBERS, Mac, Port};
 pub use leftovers::{Leftover, LeftoverError};
 pub use machine::{Boot, Drive, Durability, Machine, Network, Outside};
 pub use pidfile::{Pidfile, PidfileError};

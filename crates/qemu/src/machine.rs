@@ -21,7 +21,7 @@ pub struct Machine {
     pub boot: Boot,
     /// Its virtio disks, `/dev/vda` first.
     pub drives: Vec<Drive>,
-    /// Its one network card.
+    /// Its card that leads to the host. One on a private network comes with [`Vm::start_on`](crate::Vm::start_on).
     pub network: Network,
     /// Arguments of QEMU's own that come after all others.
     pub extra_args: Vec<String>,

@@ -15,7 +15,7 @@ use crate::owner::{Owner, apply, exit_of};
 use crate::qmp::{Qmp, QmpError};
 use crate::state::{Change, Exit, State};
 use crate::tool::tool;
-use crate::{Files, Identity, Machine, Pidfile, PidfileError, Qemu, socket};
+use crate::{Cable, Files, Identity, Machine, Pidfile, PidfileError, Qemu, socket};
 
 /// Why a machine did not start. QEMU is gone, and so are its files except for the console log.
 #[derive(Debug, Error)]
@@ -72,7 +72,12 @@ pub(crate) struct Started {
     pub(crate) signals: mpsc::Sender<Signal>,
 }
 
-pub(crate) async fn start(qemu: &Qemu, machine: &Machine, files: &Files) -> Result<Started, StartError> {
+pub(crate) async fn start(
+    qemu: &Qemu,
+    machine: &Machine,
+    files: &Files,
+    cable: Option<Cable>,
+) -> Result<Started, StartError> {
     let begun = Instant::now();
     let pidfile = Pidfile::new(&files.pidfile);
     check_unoccupied(&pidfile)?;
@@ -80,7 +85,7 @@ pub(crate) async fn start(qemu: &Qemu, machine: &Machine, files: &Files) -> Resu
     let monitor = socket::listen(&files.qmp_socket)
         .map_err(|source| StartError::File { path: files.qmp_socket.clone(), source })?;
     let mut guard = RemoveOnDrop { paths: vec![files.qmp_socket.clone()] };
-    let child = spawn(qemu, machine, files, monitor.into()).await?;
+    let child = spawn(qemu, machine, files, monitor.into(), cable).await?;
     let pid = child.id();
     guard.paths.push(files.pidfile.clone());
     let identity = identify(pid, &pidfile)?;
@@ -133,14 +138,24 @@ fn remove_stale(path: &Path) -> Result<(), StartError> {
     }
 }
 
-async fn spawn(qemu: &Qemu, machine: &Machine, files: &Files, monitor: OwnedFd) -> Result<Child, StartError> {
-    let wiring = Wiring { qmp: monitor.as_raw_fd(), console_log: &files.console_log };
-    let command = tool(qemu.system())
+async fn spawn(
+    qemu: &Qemu,
+    machine: &Machine,
+    files: &Files,
+    monitor: OwnedFd,
+    cable: Option<Cable>,
+) -> Result<Child, StartError> {
+    let card = cable.as_ref().map(Cable::card);
+    let wiring = Wiring { qmp: monitor.as_raw_fd(), console_log: &files.console_log, card };
+    let mut command = tool(qemu.system())
         .args(machine.arguments(qemu.features(), wiring))
         .null(Stream::Stdout)
         .inherit_fd(monitor)
         .umask(0o077)
         .dies_with_parent();
+    if let Some(cable) = cable {
+        command = command.inherit_fd(cable.socket);
+    }
     Ok(command.spawn().await?)
 }
 

@@ -14,7 +14,7 @@ use crate::qmp::{Halt, Qmp};
 use crate::shutdown::{Ended, Shutdown, Stuck, climb, rung_of};
 use crate::start::{StartError, Started, start};
 use crate::state::{Change, Exit, State};
-use crate::{Files, Identity, Machine, Qemu, Rung, console};
+use crate::{Cable, Files, Identity, Machine, Qemu, Rung, console};
 
 /// A machine that runs, or ran. QEMU is a child of this process, in a process group of its own so that a terminal's
 /// Ctrl-C does not reach it, and dies with this process however that ends. Dropping the `Vm` kills it.
@@ -61,7 +61,17 @@ impl Vm {
     /// Starts a machine, and returns when QEMU answers on its monitor. The guest is booting then. If this future is dropped
     /// before, QEMU is killed.
     pub async fn start(qemu: &Qemu, machine: &Machine, files: Files) -> Result<Self, StartError> {
-        let Started { identity, qmp, states, signals } = start(qemu, machine, &files).await?;
+        Self::start_on(qemu, machine, files, None).await
+    }
+
+    /// Starts a machine with a second card on a private network, if there is a cable.
+    pub async fn start_on(
+        qemu: &Qemu,
+        machine: &Machine,
+        files: Files,
+        cable: Option<Cable>,
+    ) -> Result<Self, StartError> {
+        let Started { identity, qmp, states, signals } = start(qemu, machine, &files, cable).await?;
         let shared = Arc::new(Shared { pid: identity.pid, qmp, states, stuck: watch::Sender::new(false), signals });
         Ok(Vm { shared, identity, files, floor: watch::Sender::new(None), climbing: Mutex::new(None) })
     }

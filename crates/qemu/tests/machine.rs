@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::{DEADLINE, SHORT, Slot, gone, qemu, signal, within};
 use process::{ExitStatus, Signal};
 use qemu::qmp::Event;
-use qemu::{BootError, Identity, Outside, Patience, Pidfile, Rung, Shutdown, StartError, State, Vm};
+use qemu::{BootError, Identity, Lan, Outside, Patience, Pidfile, Rung, Shutdown, StartError, State, Vm};
+use tokio::net::UnixDatagram;
 
 /// Patience with which nothing is given up that works at all.
 const LONG: Patience =
@@ -348,5 +349,29 @@ async fn machines_of_every_kind_start() {
         let vm = within(Vm::start(&qemu().await, &machine, slot.files())).await.expect("it starts");
         check(&vm, Shutdown::from(Rung::Quit).patience(LONG), Rung::Quit, ExitStatus::Code(0), Some("host-qmp-quit"))
             .await;
+    }
+}
+
+#[tokio::test]
+async fn a_machine_on_a_private_network_is_heard_there() {
+    let slot = Slot::new();
+    for machine_type in ["q35", "microvm"] {
+        let lan = Lan::new();
+        let (port, cable) = lan.join().expect("it joins");
+        let (_listener, end) = lan.join().expect("it joins");
+        let mut machine = slot.machine();
+        machine.machine_type = machine_type.to_owned();
+        let qemu = qemu().await;
+        let vm = within(Vm::start_on(&qemu, &machine, slot.files(), Some(cable))).await.expect("it starts");
+        let once = serde_json::json!({"initial": 50, "max": 50, "rounds": 1, "step": 50});
+        vm.qmp().execute("announce-self", once).await.expect("its cards announce themselves");
+        let socket = UnixDatagram::from_std(end.into_socket()).expect("a socket");
+        let mut frame = [0; 100];
+        let length = within(socket.recv(&mut frame)).await.expect("it is received");
+        // To everybody, from its card: a request of the reverse address resolution protocol.
+        let mac = port.mac().to_string();
+        let shown: Vec<_> = frame[..length.min(14)].iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(shown.join(":"), format!("ff:ff:ff:ff:ff:ff:{mac}:80:35"));
+        within(vm.shutdown(Shutdown::from(Rung::Quit))).await.expect("it ends");
     }
 }
