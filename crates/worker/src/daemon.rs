@@ -17,11 +17,12 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
+use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
-use crate::pool::{Machine, Owner, Pool, VmError};
+use crate::pool::{Machine, Owner, Pool, Scope, VmError};
 
 /// How many events of the line may wait for the main loop.
 const LINE_EVENTS: usize = 16;
@@ -197,7 +198,7 @@ impl Daemon {
     fn line_lost(&mut self) {
         self.link = None;
         self.abandon_commands();
-        tokio::spawn(self.pool.release_all("the line to the master was lost"));
+        tokio::spawn(self.pool.release(Scope::All, "the line to the master was lost"));
     }
 
     fn abandon_commands(&mut self) {
@@ -224,10 +225,16 @@ impl Daemon {
             }
             Request::BuilderList(list) => self.builder_list(list),
             Request::StartBuild { builder } => {
-                self.release(&builder, "the builder's next build begins");
+                self.release(Scope::Builder(&builder), "the builder's next build begins");
                 Ok(Value::Nil)
             }
-            Request::Print { .. } | Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
+            Request::Print { message } => {
+                if let Some((build, builder)) = finished_build(&message) {
+                    self.release(Scope::Build { builder, build }, "the master says that the build is over");
+                }
+                Ok(Value::Nil)
+            }
+            Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
         }
     }
 
@@ -245,14 +252,14 @@ impl Daemon {
             for running in self.running.values().filter(|running| running.builder.as_ref() == Some(&builder)) {
                 running.interrupter.abandon();
             }
-            self.release(&builder, "the builder is gone");
+            self.release(Scope::Builder(&builder), "the builder is gone");
         }
         Ok(Value::Nil)
     }
 
-    /// Stops what machines a builder has.
-    fn release(&self, builder: &str, why: &str) {
-        tokio::spawn(self.pool.release(builder, why));
+    /// Stops machines whose build is over.
+    fn release(&self, scope: Scope<'_>, why: &str) {
+        tokio::spawn(self.pool.release(scope, why));
     }
 
     fn pool_state(&self) -> PoolState {
@@ -281,8 +288,7 @@ impl Daemon {
         let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
         match Invocation::parse(&start) {
             Ok(invocation) => {
-                let builder = start.builder.clone().unwrap_or_default();
-                let work = self.place(context, invocation, builder, reporter());
+                let work = self.place(context, invocation, start.builder.clone(), reporter());
                 self.spawn(id, running, work.instrument(span));
                 Ok(Value::Nil)
             }
@@ -314,30 +320,43 @@ impl Daemon {
         &self,
         context: Context,
         invocation: Invocation,
-        builder: String,
+        builder: Option<String>,
         reporter: Reporter,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
         let Invocation { mut command, placement, console_log } = invocation;
         if command.is_about_vms() {
             command.map_paths(|path| context.resolve(path));
             let pool = self.pool.clone();
-            return Box::pin(commands::vm::run(context, command, builder, console_log, pool, reporter));
+            return Box::pin(commands::vm::run(
+                context,
+                command,
+                builder.unwrap_or_default(),
+                console_log,
+                pool,
+                reporter,
+            ));
         }
         let machine = match placement {
-            Placement::Host => None,
-            Placement::Unsaid => self.pool.bound(&builder),
-            Placement::Vm(vm) => match self.pool.find(&Owner { builder, vm }) {
-                Ok(machine) => Some(machine),
-                Err(error) => return Box::pin(commands::vm::refuse(context, error, reporter)),
-            },
+            Placement::Host => Ok(None),
+            Placement::Unsaid => self.pool.bound(builder.as_deref().unwrap_or_default()),
+            Placement::Vm(vm) => {
+                let owner = Owner { builder: builder.clone().unwrap_or_default(), vm };
+                self.pool.find(&owner).map(Some)
+            }
         };
         match machine {
-            None => {
+            Err(error) => Box::pin(commands::vm::refuse(context, error, reporter)),
+            Ok(None) => {
                 command.map_paths(|path| context.resolve(path));
+                if !self.config.worker.host_commands
+                    && !host_access::keeps_house(builder.as_deref(), &command, &context.basedir)
+                {
+                    return Box::pin(commands::vm::refuse(context, VmError::HostRefused, reporter));
+                }
                 let host: Arc<dyn Place> = Arc::clone(&self.host) as Arc<dyn Place>;
                 Box::pin(commands::run(context, command, host, reporter))
             }
-            Some(machine) => Box::pin(run_in_guest(context, command, machine, console_log, reporter)),
+            Ok(Some(machine)) => Box::pin(run_in_guest(context, command, machine, console_log, reporter)),
         }
     }
 
@@ -381,11 +400,20 @@ async fn run_in_guest(
     context.basedir = machine.image.guest_basedir.clone();
     let console = console_log.map(|name| reporter.log_writer(name));
     let guest: Arc<dyn Place> = Arc::new(Guest::new(machine.login(), machine.fate()));
-    let work = commands::run(context, command, guest, reporter);
+    let fate = machine.fate();
+    let work = commands::run_until(context, command, guest, fate.expired(), reporter);
     match console {
         Some(log) => commands::vm::beside(work, &machine, log).await,
         None => work.await,
     }
+}
+
+/// The number of a build that is over and its builder, if that is what the master prints. A master tells of the end of a
+/// build in no other way, so buildbot-kvm's `KVMWorker` does so like this.
+fn finished_build(message: &str) -> Option<(u64, &str)> {
+    let (build, builder) = message.strip_prefix("kvm-worker release ")?.split_once(' ')?;
+    let digits = build.bytes().all(|digit| digit.is_ascii_digit());
+    Some((build.parse().ok().filter(|_| digits)?, builder)).filter(|(_, builder)| !builder.is_empty())
 }
 
 fn is_about_arguments(error: &protocol::ArgumentError) -> bool {
@@ -412,6 +440,31 @@ impl StopSignals {
         tokio::select! {
             _ = self.terminate.recv() => "SIGTERM",
             _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_master_says_in_print_that_a_build_is_over() {
+        let check = |message: &str, expected| assert_eq!(finished_build(message), expected, "{message}");
+        check("kvm-worker release 17 runtests", Some((17, "runtests")));
+        check("kvm-worker release 17 a builder, with spaces ", Some((17, "a builder, with spaces ")));
+        for other in [
+            "ping",
+            "attached",
+            "kvm-worker release",
+            "kvm-worker release 17",
+            "kvm-worker release 17 ",
+            "kvm-worker release +17 b",
+            "kvm-worker release x b",
+            "kvm-worker release 99999999999999999999 b",
+            "about kvm-worker release 17 b",
+        ] {
+            check(other, None);
         }
     }
 }

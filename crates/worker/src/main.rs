@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod daemon;
+mod host_access;
 mod import;
 mod info;
 mod log;

@@ -29,6 +29,7 @@ use tokio::time::Instant;
 
 use crate::output::Reporter;
 use crate::place::Place;
+use crate::pool::VmError;
 
 /// Why a command could not be carried out. It makes the build an exception, and the master avoids the worker for a while:
 /// what is the build's own fault is an `rc` instead.
@@ -38,8 +39,29 @@ pub(crate) struct Failure(pub String);
 
 /// Runs a standard command to its end, and completes it. The `vm_…` commands are not for a place to run.
 pub(crate) async fn run(context: Context, command: Command, place: Arc<dyn Place>, reporter: Reporter) {
+    run_until(context, command, place, std::future::pending(), reporter).await;
+}
+
+/// Does the same, unless the place is taken away before the end: the command fails with what `taken` says.
+pub(crate) async fn run_until(
+    context: Context,
+    command: Command,
+    place: Arc<dyn Place>,
+    taken: impl Future<Output = VmError>,
+    reporter: Reporter,
+) {
     let started = Instant::now();
-    let outcome = context.until_abandoned(carry_out(&context, &command, &*place, &reporter)).await;
+    let work = async {
+        tokio::select! {
+            biased;
+            why = taken => {
+                vm::fail(&reporter, why.reason(), &why.to_string(), vm::KILLED).await;
+                Ok(())
+            }
+            outcome = carry_out(&context, &command, &*place, &reporter) => outcome,
+        }
+    };
+    let outcome = context.until_abandoned(work).await;
     conclude(&context, reporter, started, outcome).await;
 }
 

@@ -103,6 +103,7 @@ impl Work<'_> {
             cpus: start.cpus,
             memory_mib: start.memory_mib,
             timeout: start.timeout,
+            ttl: start.ttl,
         };
         self.say(format!("starting vm '{}' from image '{}' ({})", start.vm, start.image, start.mode.as_str())).await;
         let (progress, console) = StartProgress::new(self.reporter);
@@ -151,7 +152,10 @@ impl Work<'_> {
             }
         };
         let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let fate = machine.fate();
         let copied: Result<_, VmError> = tokio::select! {
+            biased;
+            expired = fate.expired() => Err(expired),
             copied = work => copied,
             never = shown.follow() => match never {},
         };
@@ -183,8 +187,8 @@ impl Work<'_> {
                 self.say(format!("there is no vm '{}' to stop", stop.vm)).await;
                 return Ok(());
             }
-            // What died holds nothing any more; its entry is given up.
-            Err(VmError::Lost { reason }) => {
+            // What is not there any more holds nothing; its name is given up.
+            Err(VmError::Lost { reason } | VmError::Expired { reason }) => {
                 self.pool.stop(&owner, None).await;
                 self.say(reason).await;
                 return Ok(());
@@ -341,7 +345,7 @@ async fn say(reporter: &Reporter, line: String) {
 
 /// A host path of a copy. It has to be in the worker's directory, links followed: what else is on the host is not the
 /// master's to read or write.
-fn within(basedir: &Path, path: &Path) -> Result<PathBuf, VmError> {
+pub(crate) fn within(basedir: &Path, path: &Path) -> Result<PathBuf, VmError> {
     let outside =
         || VmError::BadArguments(format!("{} is not in the worker's directory {}", path.display(), basedir.display()));
     if path.components().any(|part| part == Component::ParentDir) {

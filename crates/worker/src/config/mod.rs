@@ -58,6 +58,8 @@ pub(crate) struct Worker {
     pub ca_file: Option<PathBuf>,
     /// Whether the master is asked to remove directories of builders that are gone.
     pub delete_leftover_dirs: bool,
+    /// Whether builds may run commands on the host.
+    pub host_commands: bool,
 }
 
 /// How the connection is made and kept.
@@ -86,6 +88,8 @@ pub(crate) struct Pool {
     pub acquire_timeout: Duration,
     /// How long a machine may take to shut down politely.
     pub shutdown_timeout: Duration,
+    /// The longest a builder may have a machine, from its guest's first word on.
+    pub time_to_live: Duration,
     /// What executes guest code.
     pub accel: qemu::Accel,
     /// The program that runs machines.
@@ -201,6 +205,7 @@ fn parse_worker(mut section: Section<'_>) -> Worker {
         basedir: section.required("basedir", "the directory for the builders' directories", absolute_path),
         ca_file: section.optional("ca_file", absolute_path),
         delete_leftover_dirs: section.or("delete_leftover_dirs", false),
+        host_commands: section.or("host_commands", true),
     };
     section.finish();
     worker
@@ -230,6 +235,7 @@ fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
         state_dir,
         acquire_timeout: section.seconds("acquire_timeout", 0.0..=86400.0, 600.0),
         shutdown_timeout: section.seconds("shutdown_timeout", 1.0..=3600.0, 60.0),
+        time_to_live: section.seconds("time_to_live", 1.0..=2_592_000.0, 86400.0),
         accel: section.parsed("accel", qemu::Accel::Auto, |text: String| match text.as_str() {
             "auto" => Ok(qemu::Accel::Auto),
             "kvm" => Ok(qemu::Accel::Kvm),

@@ -55,7 +55,9 @@ impl Pool {
             took: asked.elapsed(),
             owner: order.owner,
         };
-        Ok(Machine::new(facts, image, login, vm, lease))
+        let longest = self.0.config.time_to_live;
+        let time_to_live = order.ttl.map_or(longest, |asked| asked.min(longest));
+        Ok(Machine::new(facts, image, login, vm, lease, time_to_live))
     }
 
     /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.

@@ -38,9 +38,21 @@ pub(crate) enum VmError {
     /// The builder has none of this name.
     #[error("the builder has no vm named '{0}'; start it with vm_start first")]
     NotRunning(Name),
+    /// The builder's commands are to run in it, and it is not there yet.
+    #[error("vm '{0}' is still being started; wait for the end of its vm_start")]
+    BeingStarted(Name),
     /// It was there and is not any more.
     #[error("{reason}")]
     Lost { reason: String },
+    /// It was there until its time was over.
+    #[error("{reason}")]
+    Expired { reason: String },
+    /// The worker runs nothing on its host.
+    #[error(
+        "the command is for the worker's host, where worker.host_commands = false allows none: bind the builder to a vm with \
+         StartVM(bind=True), name a vm at the step, or set worker.host_commands = true"
+    )]
+    HostRefused,
 }
 
 impl VmError {
@@ -53,8 +65,10 @@ impl VmError {
             VmError::StopFailed { .. } => "vm_stop_failed",
             VmError::BootFailed { .. } => "vm_boot_failed",
             VmError::AlreadyRunning(_) => "vm_already_running",
-            VmError::NotRunning(_) => "vm_not_running",
+            VmError::NotRunning(_) | VmError::BeingStarted(_) => "vm_not_running",
             VmError::Lost { .. } => "vm_lost",
+            VmError::Expired { .. } => "vm_expired",
+            VmError::HostRefused => "vm_host_refused",
         }
     }
 }

@@ -10,10 +10,12 @@ use protocol::command::{Mode, Name};
 use qemu::{Patience, Rung, Shutdown};
 use ssh::Session;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::VmError;
 use super::slots::Lease;
+use super::term::{self, Term};
 use crate::config::{DiskFormat, Image};
 
 /// Which builder a machine belongs to, and what the builder calls it.
@@ -49,6 +51,8 @@ pub(crate) enum Status {
     Stopped,
     /// It ended by itself; the reason is a sentence.
     Died { reason: String },
+    /// The time that the builder might have it is over; the reason is a sentence.
+    Expired { reason: String },
 }
 
 /// How a machine was stopped.
@@ -87,8 +91,20 @@ impl Fate {
         let mut status = self.status.clone();
         let ended = status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone());
         match ended {
-            Ok(Status::Died { reason }) => reason,
+            Ok(Status::Died { reason } | Status::Expired { reason }) => reason,
             _ => format!("vm '{}' was stopped", self.vm),
+        }
+    }
+
+    /// Waits until its time is over.
+    pub(crate) async fn expired(&self) -> VmError {
+        let mut status = self.status.clone();
+        let ended =
+            status.wait_for(|status| matches!(status, Status::Expired { .. })).await.map(|status| status.clone());
+        match ended {
+            Ok(Status::Expired { reason }) => VmError::Expired { reason },
+            // It has ended otherwise, and nobody will say anything more of it.
+            _ => std::future::pending().await,
         }
     }
 }
@@ -104,7 +120,11 @@ pub(crate) struct Machine {
     pub console_log: PathBuf,
     vm: qemu::Vm,
     status: watch::Sender<Status>,
+    /// Until when it may run.
+    term: watch::Sender<Term>,
     stopping: AtomicBool,
+    /// Whether its QEMU has ended and its slot was given back.
+    gone: watch::Sender<bool>,
     /// How much of the console has been shown to the master, in bytes.
     console_shown: AtomicU64,
     /// What only this machine may use; returned when its QEMU is gone.
@@ -112,7 +132,19 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub(super) fn new(facts: Facts, image: Arc<Image>, login: Login, vm: qemu::Vm, lease: Lease) -> Self {
+    pub(super) fn new(
+        facts: Facts,
+        image: Arc<Image>,
+        login: Login,
+        vm: qemu::Vm,
+        lease: Lease,
+        time_to_live: Duration,
+    ) -> Self {
+        let reason = format!(
+            "the time that the builder might have vm '{}', {} s, is over",
+            facts.owner.vm,
+            time_to_live.as_secs()
+        );
         Machine {
             facts,
             image,
@@ -120,7 +152,9 @@ impl Machine {
             console_log: lease.slot().console_log(),
             vm,
             status: watch::Sender::new(Status::Up),
+            term: watch::Sender::new(Term { until: Instant::now() + time_to_live, reason }),
             stopping: AtomicBool::new(false),
+            gone: watch::Sender::new(false),
             console_shown: AtomicU64::new(0),
             lease: Mutex::new(Some(lease)),
         }
@@ -151,14 +185,20 @@ impl Machine {
         self.console_shown.fetch_max(bytes, Ordering::Relaxed);
     }
 
-    /// Waits for QEMU's end, then frees what the machine occupied. The machine's one task.
-    pub(super) async fn watch(&self) -> Status {
+    /// Waits for QEMU's end, or brings it about when the machine's time is over, then frees what the machine occupied. The
+    /// machine's one task. `patience` is for a polite shutdown.
+    pub(super) async fn watch(&self, patience: Duration) -> Status {
         let why = tokio::select! {
             exit = self.vm.exited() => format!("qemu exited with {exit}"),
             halt = self.vm.halted() => {
                 // It would stand still for ever, and so would whoever waits for its guest.
                 self.end().await;
                 halt.to_string()
+            }
+            reason = term::over(&self.term) => {
+                // First, so that what runs in it ends for this reason, not for one that the shutdown gives it.
+                self.ended(Status::Expired { reason });
+                if self.shut_down(patience).await.is_ok() { "its time was over" } else { "it could not be stopped" }.to_owned()
             }
         };
         let status = if self.stopping.load(Ordering::Relaxed) {
@@ -169,13 +209,33 @@ impl Machine {
             Status::Died { reason: with_console(&sentence, &console) }
         };
         drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.status.send_replace(status.clone());
-        status
+        self.ended(status);
+        self.gone.send_replace(true);
+        self.status()
+    }
+
+    /// Notes why it is not there any more; the first reason counts.
+    fn ended(&self, why: Status) {
+        self.status.send_if_modified(|status| {
+            let first = *status == Status::Up;
+            if first {
+                *status = why;
+            }
+            first
+        });
     }
 
     /// Stops it: politely if its disk is kept, at once if not. A second call hurries the first.
     pub(super) async fn stop(&self, patience: Duration) -> Result<Stopped, VmError> {
         self.stopping.store(true, Ordering::Relaxed);
+        let ended = self.shut_down(patience).await?;
+        // Whoever asks for a stop may count on the slot.
+        let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
+        let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
+        Ok(Stopped { how, after: ended.after })
+    }
+
+    async fn shut_down(&self, patience: Duration) -> Result<qemu::Ended, VmError> {
         let shutdown = match self.facts.mode {
             Mode::Fresh => Shutdown::from(Rung::Quit),
             Mode::Persistent => {
@@ -189,16 +249,11 @@ impl Machine {
                 )
             }
         };
-        let ended = self.vm.shutdown(shutdown).await.map_err(|stuck| {
+        self.vm.shutdown(shutdown).await.map_err(|stuck| {
             // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
             error!(slot = self.facts.slot, "{stuck}");
             VmError::StopFailed { vm: self.facts.owner.vm.clone(), why: stuck.to_string() }
-        })?;
-        // Whoever asks for a stop may count on the slot.
-        let mut status = self.status.subscribe();
-        let _ = status.wait_for(|status| *status != Status::Up).await;
-        let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
-        Ok(Stopped { how, after: ended.after })
+        })
     }
 
     /// Ends a machine whose guest is stopped for good.
@@ -215,6 +270,7 @@ impl Machine {
             Status::Up => "running",
             Status::Stopped => "stopped",
             Status::Died { .. } => "died",
+            Status::Expired { .. } => "expired",
         };
         [
             ("vm", Value::from(self.facts.owner.vm.as_str())),

@@ -7,11 +7,13 @@ mod disks;
 mod error;
 mod host_keys;
 mod machine;
+mod registry;
 mod slot;
 mod slots;
 mod state_dir;
+mod term;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,6 +26,8 @@ use tracing::{Instrument, info, info_span, warn};
 use crate::config::{self, Config, Image};
 pub(crate) use error::VmError;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped};
+pub(crate) use registry::Scope;
+use registry::{Registry, Tenant, Token};
 use slot::Slot;
 pub(crate) use slots::Census;
 use slots::Slots;
@@ -42,6 +46,8 @@ pub(crate) struct Order {
     pub cpus: Option<u32>,
     pub memory_mib: Option<u32>,
     pub timeout: Option<Duration>,
+    /// The longest the builder is to have it, if that is less than the configuration allows.
+    pub ttl: Option<Duration>,
 }
 
 /// What a builder hears while its machine is being started.
@@ -66,7 +72,7 @@ struct Inner {
     slots: Slots,
     disks: disks::Disks,
     host_keys: host_keys::HostKeys,
-    machines: Mutex<HashMap<Owner, Entry>>,
+    machines: Mutex<Registry<Machine>>,
     /// The tasks that watch and stop machines.
     tasks: TaskTracker,
 }
@@ -92,13 +98,10 @@ impl Hypervisor {
     }
 }
 
-/// What a builder has under a name.
-#[derive(Debug, Clone)]
-enum Entry {
-    /// It is being started, by the holder of this.
-    Starting(Arc<()>),
-    /// It is there, or was until it died.
-    Machine(Arc<Machine>),
+impl Tenant for Machine {
+    fn status(&self) -> Status {
+        Machine::status(self)
+    }
 }
 
 impl Pool {
@@ -128,7 +131,7 @@ impl Pool {
             slots,
             disks: disks::Disks::new(pool.state_dir.join("disks")),
             host_keys: host_keys::HostKeys::new(pool.state_dir.join("host_keys")),
-            machines: Mutex::default(),
+            machines: Mutex::new(Registry::new()),
             tasks: TaskTracker::new(),
             config: pool,
         })))
@@ -146,18 +149,31 @@ impl Pool {
             let known = self.0.images.keys().cloned().collect();
             return Err(VmError::NoSuchImage { image: order.image, known });
         };
-        self.release_earlier(&order).await;
-        let claim = self.claim(&order.owner)?;
+        if let Some(build) = order.build {
+            let scope = Scope::OtherBuilds { builder: &order.owner.builder, build };
+            self.release(scope, "an earlier build of the builder left them").await;
+        }
+        let claim = self.claim(&order)?;
         let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
-        let machine = Arc::new(self.boot(order, image, hypervisor, progress).instrument(span.clone()).await?);
+        let booted = self.boot(order, image, hypervisor, progress).instrument(span.clone()).await;
+        let machine = match booted {
+            Ok(machine) => Arc::new(machine),
+            Err(error) => {
+                claim.give_up(&error);
+                return Err(error);
+            }
+        };
         info!(parent: &span, slot = machine.facts.slot, vm_pid = machine.facts.pid, seconds = machine.facts.took.as_secs_f32(), "vm started");
         claim.fulfil(&machine)?;
         let watched = Arc::clone(&machine);
+        let patience = self.0.config.shutdown_timeout;
         self.0.tasks.spawn(
             async move {
-                match watched.watch().await {
-                    Status::Died { reason } => warn!(slot = watched.facts.slot, "{reason}"),
-                    _ => info!(slot = watched.facts.slot, "vm stopped"),
+                match watched.watch(patience).await {
+                    Status::Died { reason } | Status::Expired { reason } => {
+                        warn!(slot = watched.facts.slot, "{reason}")
+                    }
+                    Status::Up | Status::Stopped => info!(slot = watched.facts.slot, "vm stopped"),
                 }
             }
             .instrument(span),
@@ -167,77 +183,37 @@ impl Pool {
 
     /// The builder's machine of this name.
     pub(crate) fn find(&self, owner: &Owner) -> Result<Arc<Machine>, VmError> {
-        let entry = self.machines().get(owner).cloned();
-        match entry {
-            Some(Entry::Machine(machine)) => match machine.status() {
-                Status::Up => Ok(machine),
-                Status::Died { reason } => Err(VmError::Lost { reason }),
-                Status::Stopped => Err(VmError::NotRunning(owner.vm.clone())),
-            },
-            Some(Entry::Starting(_)) | None => Err(VmError::NotRunning(owner.vm.clone())),
-        }
+        self.machines().find(owner)
     }
 
-    /// The machine that the builder's commands run in unless they say otherwise.
-    pub(crate) fn bound(&self, builder: &str) -> Option<Arc<Machine>> {
-        self.list(builder).into_iter().find(|machine| machine.facts.bind)
+    /// The machine that the builder's commands run in unless they say otherwise; none if the builder has bound none.
+    ///
+    /// # Errors
+    /// One is bound and is not there: the commands have nowhere to run.
+    pub(crate) fn bound(&self, builder: &str) -> Result<Option<Arc<Machine>>, VmError> {
+        self.machines().bound(builder)
     }
 
     /// All machines of a builder, by name, those that died included.
     pub(crate) fn list(&self, builder: &str) -> Vec<Arc<Machine>> {
-        let mut machines: Vec<_> = self
-            .machines()
-            .iter()
-            .filter(|(owner, _)| owner.builder == builder)
-            .filter_map(|(_, entry)| match entry {
-                Entry::Machine(machine) => Some(Arc::clone(machine)),
-                Entry::Starting(_) => None,
-            })
-            .collect();
-        machines.sort_by(|a, b| a.facts.owner.cmp(&b.facts.owner));
-        machines
+        self.machines().list(builder)
     }
 
     /// Stops the builder's machine of this name; nothing if it has none. Stopping goes on if the future is dropped.
     pub(crate) async fn stop(&self, owner: &Owner, patience: Option<Duration>) -> Option<Result<Stopped, VmError>> {
-        let entry = {
-            let mut machines = self.machines();
-            match machines.get(owner) {
-                Some(Entry::Machine(_)) => machines.remove(owner),
-                Some(Entry::Starting(_)) | None => None,
-            }
-        };
-        let Some(Entry::Machine(machine)) = entry else { return None };
+        let machine = self.machines().take(owner)?;
         Some(self.stop_machine(machine, patience).await)
     }
 
-    /// Stops the machines of a builder. They are not the builder's any more when this returns; the future waits until
-    /// they have stopped.
-    pub(crate) fn release(&self, builder: &str, why: &str) -> impl Future<Output = ()> + Send + use<> {
-        self.release_those(&|owner| owner.builder == builder, why)
-    }
-
-    /// Stops every machine of every builder, as [`Pool::release`] does: all builds are over, or the worker ends.
-    pub(crate) fn release_all(&self, why: &str) -> impl Future<Output = ()> + Send + use<> {
-        self.release_those(&|_| true, why)
-    }
-
-    fn release_those(&self, whose: &dyn Fn(&Owner) -> bool, why: &str) -> impl Future<Output = ()> + Send + use<> {
-        let mut machines = Vec::new();
-        self.machines().retain(|owner, entry| match entry {
-            Entry::Machine(machine) if whose(owner) => {
-                machines.push(Arc::clone(machine));
-                false
-            }
-            Entry::Starting(_) => !whose(owner),
-            Entry::Machine(_) => true,
-        });
+    /// Stops machines. They are not their builders' any more when this returns; the future waits until they have stopped,
+    /// which goes on if it is dropped.
+    pub(crate) fn release(&self, scope: Scope<'_>, why: &str) -> impl Future<Output = ()> + Send + use<> {
+        let machines = self.machines().release(scope);
         if !machines.is_empty() {
             info!(machines = machines.len(), "stopping machines: {why}");
         }
-        let pool = self.clone();
+        let stops: Vec<_> = machines.into_iter().map(|machine| self.stop_machine(machine, None)).collect();
         async move {
-            let stops = machines.into_iter().map(|machine| pool.stop_machine(machine, None));
             futures_util::future::join_all(stops).await;
         }
     }
@@ -245,7 +221,7 @@ impl Pool {
     /// Ends the pool: stops every machine, within `deadline` for all of it, and waits until the slots are clean.
     pub(crate) async fn close(&self, deadline: Duration) {
         let closing = async {
-            self.release_all("the worker is stopping").await;
+            self.release(Scope::All, "the worker is stopping").await;
             self.0.tasks.close();
             self.0.tasks.wait().await;
             self.0.slots.settled().await;
@@ -255,73 +231,52 @@ impl Pool {
         }
     }
 
-    fn machines(&self) -> MutexGuard<'_, HashMap<Owner, Entry>> {
+    fn machines(&self) -> MutexGuard<'_, Registry<Machine>> {
         self.0.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Takes the name for a machine that is about to be started.
-    fn claim(&self, owner: &Owner) -> Result<Claim<'_>, VmError> {
-        let mut machines = self.machines();
-        match machines.get(owner) {
-            Some(Entry::Machine(machine)) if machine.status() == Status::Up => {
-                return Err(VmError::AlreadyRunning(owner.vm.clone()));
-            }
-            Some(Entry::Starting(_)) => return Err(VmError::AlreadyRunning(owner.vm.clone())),
-            Some(Entry::Machine(_)) | None => {}
-        }
-        let token = Arc::new(());
-        machines.insert(owner.clone(), Entry::Starting(Arc::clone(&token)));
-        Ok(Claim { pool: self, owner: owner.clone(), token })
+    fn claim(&self, order: &Order) -> Result<Claim<'_>, VmError> {
+        let token = self.machines().claim(&order.owner, order.build, order.bind)?;
+        Ok(Claim { pool: self, owner: order.owner.clone(), token })
     }
 
-    /// A builder has one build at a time on a worker, so machines of another build than this one are left over.
-    async fn release_earlier(&self, order: &Order) {
-        let Some(build) = order.build else { return };
-        for machine in self.list(&order.owner.builder) {
-            if machine.facts.build.is_some_and(|earlier| earlier != build) {
-                info!(slot = machine.facts.slot, "stopping a machine that an earlier build of the builder left");
-                self.stop(&machine.facts.owner, None).await;
-            }
-        }
-    }
-
-    async fn stop_machine(&self, machine: Arc<Machine>, patience: Option<Duration>) -> Result<Stopped, VmError> {
+    /// Begins to stop a machine; the future waits for the end of that.
+    fn stop_machine(
+        &self,
+        machine: Arc<Machine>,
+        patience: Option<Duration>,
+    ) -> impl Future<Output = Result<Stopped, VmError>> + Send + use<> {
         let patience = patience.unwrap_or(self.0.config.shutdown_timeout);
         let vm = machine.facts.owner.vm.clone();
         let stopping = self.0.tasks.spawn(async move { machine.stop(patience).await });
-        stopping.await.unwrap_or_else(|error| Err(VmError::StopFailed { vm, why: error.to_string() }))
+        async move { stopping.await.unwrap_or_else(|error| Err(VmError::StopFailed { vm, why: error.to_string() })) }
     }
 }
 
-/// A name that is taken for a machine being started; given back when dropped.
+/// A name that is taken for a machine being started; given up when dropped.
 struct Claim<'a> {
     pool: &'a Pool,
     owner: Owner,
-    token: Arc<()>,
+    token: Token,
 }
 
 impl Claim<'_> {
     /// Hands the machine to the builder, unless the builder was released meanwhile.
     fn fulfil(self, machine: &Arc<Machine>) -> Result<(), VmError> {
-        let mut machines = self.pool.machines();
-        if !self.holds(&machines) {
-            let reason = format!("vm '{}' was given up while it was being started", self.owner.vm);
-            return Err(VmError::Lost { reason });
-        }
-        machines.insert(self.owner.clone(), Entry::Machine(Arc::clone(machine)));
-        Ok(())
+        self.pool.machines().fulfil(&self.owner, &self.token, machine)
     }
 
-    fn holds(&self, machines: &HashMap<Owner, Entry>) -> bool {
-        matches!(machines.get(&self.owner), Some(Entry::Starting(token)) if Arc::ptr_eq(token, &self.token))
+    /// Notes that there will be no machine.
+    fn give_up(self, why: &VmError) {
+        let why = why.to_string();
+        let sentence = why.lines().next().unwrap_or_default().to_owned();
+        self.pool.machines().give_up(&self.owner, &self.token, sentence);
     }
 }
 
 impl Drop for Claim<'_> {
     fn drop(&mut self) {
-        let mut machines = self.pool.machines();
-        if self.holds(&machines) {
-            machines.remove(&self.owner);
-        }
+        let reason = format!("the start of vm '{}' was interrupted", self.owner.vm);
+        self.pool.machines().give_up(&self.owner, &self.token, reason);
     }
 }
