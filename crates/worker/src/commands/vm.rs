@@ -104,6 +104,7 @@ impl Work<'_> {
             memory_mib: start.memory_mib,
             timeout: start.timeout,
             ttl: start.ttl,
+            network: start.network.clone(),
         };
         self.say(format!("starting vm '{}' from image '{}' ({})", start.vm, start.image, start.mode.as_str())).await;
         let (progress, console) = StartProgress::new(self.reporter);
@@ -116,13 +117,16 @@ impl Work<'_> {
         let machine = started?;
         machine.set_console_shown(shown.bytes());
         let facts = &machine.facts;
+        let network =
+            facts.network.as_ref().map(|(network, address)| format!(", address {address} in network '{network}'"));
         self.say(format!(
-            "vm '{}' is ready in slot {}: booted in {:.1} s; ssh port {}, process {}",
+            "vm '{}' is ready in slot {}: booted in {:.1} s; ssh port {}, process {}{}",
             facts.owner.vm,
             facts.slot,
             facts.took.as_secs_f64(),
             facts.ssh_port,
-            facts.pid
+            facts.pid,
+            network.unwrap_or_default()
         ))
         .await;
         self.reporter.update(Update::Other("vm".to_owned(), machine.describe())).await;

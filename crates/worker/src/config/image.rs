@@ -1,10 +1,16 @@
 //! Images: what machines are made from.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
-use super::absolute_path;
+use protocol::command::Name;
+use qemu::Outside;
+
+use super::profile::{self, Profile};
 use super::section::Section;
+use super::{Template, absolute_path};
 
 /// A named disk, how to boot it and how to log in.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,8 +35,12 @@ pub(crate) struct Image {
     pub host_key: Option<ssh::HostKey>,
     /// The guest's ssh port.
     pub ssh_port: u16,
-    /// The guest's command that shuts it down.
-    pub shutdown: String,
+    /// What kind of system it is.
+    pub profile: Arc<Profile>,
+    /// The guest's command that shuts it down, if it has one.
+    pub shutdown: Option<String>,
+    /// What it can reach beside its private networks.
+    pub outside: Outside,
     /// How long booting may take, up to the first command over ssh.
     pub boot_timeout: Duration,
     /// More arguments for QEMU.
@@ -55,7 +65,13 @@ pub(crate) enum DiskFormat {
 }
 
 impl Image {
-    pub(super) fn parse(mut section: Section<'_>) -> Self {
+    pub(super) fn parse(mut section: Section<'_>, profiles: &BTreeMap<Name, Arc<Profile>>) -> Self {
+        let chosen = section.parsed("profile", None, |text: String| {
+            let found = Name::new(&text).and_then(|name| profiles.get(&name));
+            found.cloned().map(Some).ok_or_else(|| format!("a profile: {}", profile::list(profiles.keys())))
+        });
+        let profile = chosen.unwrap_or_else(|| profile::default(profiles));
+        let shutdown = section.optional("shutdown", |text: String| Ok::<_, &str>(Template::new(text)));
         let kernel = section.optional("kernel", absolute_path);
         let initrd = section.optional("initrd", absolute_path);
         let append: Option<String> = section.optional("append", Ok::<String, &str>);
@@ -87,7 +103,13 @@ impl Image {
                 line.parse::<ssh::HostKey>().map_err(|_| "a line such as \"ssh-ed25519 AAAA...\"")
             }),
             ssh_port: section.number("ssh_port", 1..=u16::MAX, 22),
-            shutdown: section.or("shutdown", "sudo poweroff".to_owned()),
+            shutdown: shutdown.as_ref().unwrap_or(&profile.shutdown).fill(profile.shell, &[]),
+            profile,
+            outside: section.parsed("outside", Outside::Open, |text: String| match text.as_str() {
+                "open" => Ok(Outside::Open),
+                "closed" => Ok(Outside::Closed),
+                _ => Err("\"open\" or \"closed\""),
+            }),
             boot_timeout: section.seconds("boot_timeout", 1.0..=3600.0, 120.0),
             qemu_args: section.or("qemu_args", Vec::new()),
             guest_basedir: section.parsed("guest_basedir", PathBuf::from("/home/buildbot"), absolute_path),

@@ -7,6 +7,7 @@ mod address;
 mod image;
 mod password;
 mod problem;
+mod profile;
 mod section;
 
 #[cfg(test)]
@@ -24,6 +25,7 @@ pub(crate) use image::{DiskFormat, Image};
 pub(crate) use password::{Password, PasswordSource};
 use problem::Problem;
 pub(crate) use problem::Problems;
+pub(crate) use profile::{Profile, Template};
 use section::Section;
 
 /// The file with every key, its default and what it does.
@@ -131,7 +133,7 @@ impl Config {
     /// # Errors
     /// All problems at once. Files that the configuration names are not opened here.
     pub(crate) fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Self, Problems> {
-        let mut builder = config::Config::builder();
+        let mut builder = built_in();
         if let Some(file) = file {
             builder = builder.add_source(File::from(file).format(FileFormat::Toml));
         }
@@ -155,6 +157,7 @@ impl Config {
         let problems = Problems::default();
         let mut root = Section::root(tree, &problems);
         let worker = parse_worker(root.section("worker"));
+        let profiles = profile::parse(root.named_sections("profiles"), &problems);
         let config = Config {
             connection: parse_connection(root.section("connection")),
             pool: parse_pool(root.section("pool"), &worker.basedir),
@@ -162,7 +165,7 @@ impl Config {
             images: root
                 .named_sections("images")
                 .into_iter()
-                .map(|(name, section)| (name, Image::parse(section)))
+                .map(|(name, section)| (name, Image::parse(section, &profiles)))
                 .collect(),
             worker,
         };
@@ -188,6 +191,11 @@ impl Config {
         }
         problems.into_result(config)
     }
+}
+
+/// What is there before anybody configures anything.
+fn built_in() -> config::ConfigBuilder<config::builder::DefaultState> {
+    config::Config::builder().add_source(File::from_str(profile::BUILT_IN, FileFormat::Toml))
 }
 
 fn parse_worker(mut section: Section<'_>) -> Worker {

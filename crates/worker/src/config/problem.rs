@@ -45,6 +45,11 @@ impl Problems {
         self.0.borrow_mut().push(problem);
     }
 
+    /// Notes a problem of a key as a whole.
+    pub(super) fn note(&self, key: String, remedy: String) {
+        self.add(Problem { origin: None, key, value: None, remedy });
+    }
+
     pub(super) fn into_result<T>(self, value: T) -> Result<T, Self> {
         if self.0.borrow().is_empty() { Ok(value) } else { Err(self) }
     }

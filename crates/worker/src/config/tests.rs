@@ -1,7 +1,7 @@
 use super::*;
 
 fn parse(toml: &str) -> Result<Config, Vec<String>> {
-    let tree = config::Config::builder()
+    let tree = built_in()
         .add_source(File::from_str(toml, FileFormat::Toml))
         .build()
         .map_err(|error| vec![error.to_string()])?;
@@ -31,7 +31,7 @@ fn the_documented_defaults_are_the_defaults() {
 /// What the file documents is all there is: each key appears in it, if only in a comment.
 #[test]
 fn every_key_is_documented() {
-    let complaint = parse(&format!("{MINIMAL}qqqqqqqq = 1\n[connection]\nqqqqqqqq = 1\n[pool]\nqqqqqqqq = 1\n[log]\nqqqqqqqq = 1\n[images.i]\nqqqqqqqq = 1\n"))
+    let complaint = parse(&format!("{MINIMAL}qqqqqqqq = 1\n[connection]\nqqqqqqqq = 1\n[pool]\nqqqqqqqq = 1\n[log]\nqqqqqqqq = 1\n[images.i]\nqqqqqqqq = 1\n[profiles.p]\nqqqqqqqq = 1\n"))
         .unwrap_err()
         .join("\n");
     let keys: Vec<_> = complaint
@@ -72,7 +72,7 @@ fn all_problems_are_told_at_once_with_key_value_and_remedy() {
         key = "/k"
         host_key = "nonsense"
         append = "quiet"
-        [ponies]
+        [unrelated_things]
         "#,
         &[
             "worker.name = \"a:b\": should be a name without a colon",
@@ -86,7 +86,7 @@ fn all_problems_are_told_at_once_with_key_value_and_remedy() {
             "images.../x: choose a name of at most 64 letters, digits, '_', '.', '+' and '-', other than 'host'",
             "images.d.append = quiet: goes with kernel, which is missing",
             "images.d.host_key = \"nonsense\": should be a line such as \"ssh-ed25519 AAAA...\"",
-            "ponies: is not a key; the keys here are worker, connection, pool, log, images",
+            "unrelated_things: is not a key; the keys here are worker, profiles, connection, pool, log, images",
         ],
     );
 }
@@ -155,6 +155,71 @@ fn the_state_directory_is_never_inside_the_basedir() {
         &format!("{MINIMAL}[pool]\nstate_dir = \"/b/vms\""),
         &[
             "pool.state_dir = /b/vms: choose a directory outside worker.basedir, in which a master removes what it does not know",
+        ],
+    );
+}
+
+#[test]
+fn a_profile_takes_from_its_base_what_it_does_not_say() {
+    let config = parse(&format!(
+        "{MINIMAL}
+        [profiles.linux]
+        hosts = 'changed'
+        [profiles.doas]
+        base = 'linux'
+        shutdown = 'doas poweroff'
+        [profiles.odd]
+        base = 'doas'
+        network = ''
+        [images.i]
+        disk = '/d'
+        user = 'u'
+        key = '/k'
+        profile = 'odd'
+        [images.j]
+        disk = '/d'
+        user = 'u'
+        key = '/k'
+        shutdown = 'halt'"
+    ))
+    .unwrap();
+    let image = |name: &str| config.images[&Name::new(name).unwrap()].clone();
+    let (odd, linux) = (image("i").profile, image("j").profile);
+    assert_eq!(
+        (odd.name.as_str(), odd.shell, odd.shutdown.to_string(), odd.network.to_string(), odd.hosts.to_string()),
+        ("odd", ssh::Shell::Posix, "doas poweroff".to_owned(), String::new(), "changed".to_owned())
+    );
+    assert_eq!((linux.name.as_str(), linux.hosts.to_string()), ("linux", "changed".to_owned()));
+    assert_eq!(image("i").shutdown.as_deref(), Some("doas poweroff"));
+    assert_eq!(image("j").shutdown.as_deref(), Some("halt"));
+}
+
+#[test]
+fn profiles_that_lead_nowhere_are_refused() {
+    check(
+        &format!(
+            "{MINIMAL}
+            [profiles.a]
+            base = 'b'
+            [profiles.b]
+            base = 'a'
+            [profiles.c]
+            base = 'none'
+            [profiles.d]
+            shell = 'fish'
+            [images.i]
+            disk = '/d'
+            user = 'u'
+            key = '/k'
+            profile = 'e'"
+        ),
+        &[
+            "profiles.d.shell = \"fish\": should be \"posix\"",
+            "profiles.a.base: leads back to the profile itself; name one that does not",
+            "profiles.b.base: leads back to the profile itself; name one that does not",
+            "profiles.c.base: 'none' is not a profile; there are a, b, c, d, freebsd, linux",
+            "profiles.d.shell: is missing; set it, or base to a profile that has it such as \"linux\"",
+            "images.i.profile = \"e\": should be a profile: freebsd, linux",
         ],
     );
 }

@@ -23,7 +23,7 @@ impl Pool {
         image: Arc<Image>,
         hypervisor: &Hypervisor,
         progress: &dyn Progress,
-    ) -> Result<Machine, VmError> {
+    ) -> Result<Arc<Machine>, VmError> {
         let asked = Instant::now();
         let lease = self.lease(&order, progress).await?;
         let slot = lease.slot().clone();
@@ -33,12 +33,27 @@ impl Pool {
             slot: slot.number(),
             why,
         };
-        let vm = run_qemu(hypervisor, &order, &image, &lease).await.map_err(|error| failed(format!("{error:#}")))?;
+        let (membership, cable) = match &order.network {
+            Some(network) => {
+                self.0.networks.join(&order.owner.builder, network).map(|(place, end)| (Some(place), Some(end)))
+            }
+            None => Ok((None, None)),
+        }
+        .map_err(|error| failed(format!("{error:#}")))?;
+        let vm =
+            run_qemu(hypervisor, &order, &image, &lease, cable).await.map_err(|error| failed(format!("{error:#}")))?;
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
-        let login = match vm.boot(self.answer(&slot, &order.image, &image, timeout), timeout).await {
-            Ok(answer) => answer,
+        let answer = async {
+            let login = self.answer(&slot, &order.image, &image, timeout).await?;
+            if let Some(membership) = &membership {
+                membership.set_address(&login.session, &image.profile).await?;
+            }
+            Ok::<_, Unanswered>(login)
+        };
+        let login = match vm.boot(answer, timeout).await {
+            Ok(login) => login,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
                 return Err(failed(with_console(&error.to_string(), &console)));
@@ -50,14 +65,19 @@ impl Pool {
             slot: slot.number(),
             ssh_port: slot.ssh_port(),
             pid: vm.pid(),
-            image_name: order.image,
+            image_name: order.image.clone(),
             mode: order.mode,
+            network: membership.as_ref().map(|place| (place.network().clone(), place.address())),
             took: asked.elapsed(),
-            owner: order.owner,
+            owner: order.owner.clone(),
         };
         let longest = self.0.config.time_to_live;
         let time_to_live = order.ttl.map_or(longest, |asked| asked.min(longest));
-        Ok(Machine::new(facts, image, login, vm, lease, time_to_live))
+        let machine = Arc::new(Machine::new(facts, image, login, vm, lease, membership, time_to_live));
+        if let Some(membership) = machine.membership() {
+            membership.introduce(&machine).await.map_err(|error| failed(format!("{error:#}")))?;
+        }
+        Ok(machine)
     }
 
     /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.
@@ -133,7 +153,13 @@ impl Pool {
     }
 }
 
-async fn run_qemu(hypervisor: &Hypervisor, order: &Order, image: &Image, lease: &Lease) -> anyhow::Result<qemu::Vm> {
+async fn run_qemu(
+    hypervisor: &Hypervisor,
+    order: &Order,
+    image: &Image,
+    lease: &Lease,
+    cable: Option<qemu::Cable>,
+) -> anyhow::Result<qemu::Vm> {
     let slot = lease.slot();
     make_private_directory(slot.directory())?;
     let overlay = slot.overlay();
@@ -147,7 +173,7 @@ async fn run_qemu(hypervisor: &Hypervisor, order: &Order, image: &Image, lease: 
     let description = description(image, order, slot, disk, hypervisor.accelerator);
     let files =
         qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
-    Ok(qemu::Vm::start(&hypervisor.qemu, &description, files).await?)
+    Ok(qemu::Vm::start_on(&hypervisor.qemu, &description, files, cable).await?)
 }
 
 /// Why a guest did not answer; its text is the whole chain.

@@ -1,5 +1,6 @@
 //! One machine in a slot: its QEMU, the ssh session with its guest, and who uses it.
 
+use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,6 +15,7 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use super::VmError;
+use super::network::Membership;
 use super::slots::Lease;
 use super::term::{self, Term};
 use crate::config::{DiskFormat, Image};
@@ -40,6 +42,15 @@ pub(crate) struct Facts {
     pub mode: Mode,
     /// From the request to the guest's first command.
     pub took: Duration,
+    /// The private network it is on, and its address there.
+    pub network: Option<(Name, Ipv4Addr)>,
+}
+
+impl Facts {
+    /// Its address in a private network, if it is on one.
+    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
+        self.network.as_ref().map(|(_, address)| *address)
+    }
 }
 
 /// Whether a machine is there.
@@ -129,6 +140,8 @@ pub(crate) struct Machine {
     console_shown: AtomicU64,
     /// What only this machine may use; returned when its QEMU is gone.
     lease: Mutex<Option<Lease>>,
+    /// Its place in a private network, given up with the lease.
+    membership: Mutex<Option<Arc<Membership>>>,
 }
 
 impl Machine {
@@ -138,6 +151,7 @@ impl Machine {
         login: Login,
         vm: qemu::Vm,
         lease: Lease,
+        membership: Option<Membership>,
         time_to_live: Duration,
     ) -> Self {
         let reason = format!(
@@ -157,6 +171,7 @@ impl Machine {
             gone: watch::Sender::new(false),
             console_shown: AtomicU64::new(0),
             lease: Mutex::new(Some(lease)),
+            membership: Mutex::new(membership.map(Arc::new)),
         }
     }
 
@@ -168,6 +183,11 @@ impl Machine {
     /// The way into its guest.
     pub(crate) fn login(&self) -> Arc<Login> {
         Arc::clone(&self.login.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Its place in a private network.
+    pub(super) fn membership(&self) -> Option<Arc<Membership>> {
+        self.membership.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What tells when it is not there any more.
@@ -208,6 +228,7 @@ impl Machine {
             let sentence = format!("vm '{}' ended by itself: {why}", self.facts.owner.vm);
             Status::Died { reason: with_console(&sentence, &console) }
         };
+        drop(self.membership.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.ended(status);
         self.gone.send_replace(true);
@@ -239,14 +260,17 @@ impl Machine {
         let shutdown = match self.facts.mode {
             Mode::Fresh => Shutdown::from(Rung::Quit),
             Mode::Persistent => {
-                Shutdown::by_guest(power_off(self.login().session.clone(), self.image.shutdown.clone())).patience(
-                    Patience {
-                        // The power button gets a part of the time, for a guest whose command has no effect.
-                        guest: patience - patience / 4,
-                        powerdown: patience / 4,
-                        ..Patience::default()
-                    },
-                )
+                let patience = Patience {
+                    // The power button gets a part of the time, for a guest whose command has no effect.
+                    guest: patience - patience / 4,
+                    powerdown: patience / 4,
+                    ..Patience::default()
+                };
+                match &self.image.shutdown {
+                    Some(command) => Shutdown::by_guest(power_off(self.login().session.clone(), command.clone())),
+                    None => Shutdown::from(Rung::Powerdown),
+                }
+                .patience(patience)
             }
         };
         self.vm.shutdown(shutdown).await.map_err(|stuck| {
@@ -272,7 +296,7 @@ impl Machine {
             Status::Died { .. } => "died",
             Status::Expired { .. } => "expired",
         };
-        [
+        let known = [
             ("vm", Value::from(self.facts.owner.vm.as_str())),
             ("state", state.into()),
             ("slot", number(self.facts.slot.into())),
@@ -283,9 +307,11 @@ impl Machine {
             ("generation", number(GENERATION)),
             ("how", "boot".into()),
             ("seconds", self.facts.took.as_secs_f64().into()),
-        ]
-        .into_iter()
-        .collect()
+        ];
+        let network = self.facts.network.iter().flat_map(|(network, address)| {
+            [("network", Value::from(network.as_str())), ("address", address.to_string().into())]
+        });
+        known.into_iter().chain(network).collect()
     }
 }
 
@@ -363,7 +389,7 @@ pub(super) fn description(
                 Mode::Persistent => qemu::Durability::Kept,
             },
         }],
-        network: qemu::Network { host_port: slot.ssh_port(), guest_port: image.ssh_port, outside: qemu::Outside::Open },
+        network: qemu::Network { host_port: slot.ssh_port(), guest_port: image.ssh_port, outside: image.outside },
         extra_args: image.qemu_args.clone(),
     }
 }

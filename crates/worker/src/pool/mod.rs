@@ -5,8 +5,10 @@
 mod boot;
 mod disks;
 mod error;
+mod guest_command;
 mod host_keys;
 mod machine;
+mod network;
 mod registry;
 mod slot;
 mod slots;
@@ -48,6 +50,8 @@ pub(crate) struct Order {
     pub timeout: Option<Duration>,
     /// The longest the builder is to have it, if that is less than the configuration allows.
     pub ttl: Option<Duration>,
+    /// The private network it is to be on.
+    pub network: Option<Name>,
 }
 
 /// What a builder hears while its machine is being started.
@@ -72,6 +76,7 @@ struct Inner {
     slots: Slots,
     disks: disks::Disks,
     host_keys: host_keys::HostKeys,
+    networks: network::Networks,
     machines: Mutex<Registry<Machine>>,
     /// The tasks that watch and stop machines.
     tasks: TaskTracker,
@@ -131,6 +136,7 @@ impl Pool {
             slots,
             disks: disks::Disks::new(pool.state_dir.join("disks")),
             host_keys: host_keys::HostKeys::new(pool.state_dir.join("host_keys")),
+            networks: network::Networks::default(),
             machines: Mutex::new(Registry::new()),
             tasks: TaskTracker::new(),
             config: pool,
@@ -157,7 +163,7 @@ impl Pool {
         let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
         let booted = self.boot(order, image, hypervisor, progress).instrument(span.clone()).await;
         let machine = match booted {
-            Ok(machine) => Arc::new(machine),
+            Ok(machine) => machine,
             Err(error) => {
                 claim.give_up(&error);
                 return Err(error);
