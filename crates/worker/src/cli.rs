@@ -28,8 +28,27 @@ pub(crate) enum Verb {
     /// over, what is different here and what is left to do. Exit status: 0 if the configuration is complete, 1 if
     /// something has to be set by hand or nothing could be written.
     Import(Import),
+    /// End the machine that a running worker holds in a slot for a person.
+    ///
+    /// Exit status: 0 if it has ended; 1 if no worker runs, or none is held there; 2 if the configuration or the command
+    /// line can't be used.
+    Release {
+        #[command(flatten)]
+        worker: Worker,
+        /// The slot, as the step that kept the machine says it.
+        slot: u16,
+    },
     /// Print a configuration file with every key, its default and what it does.
     PrintConfig,
+}
+
+/// Which worker is meant.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Worker {
+    /// The configuration file the worker runs with; its pool.state_dir tells where to find it. KVM_WORKER__SECTION__KEY
+    /// variables are laid over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
 }
 
 #[derive(Debug, clap::Args)]

@@ -17,6 +17,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
+use crate::control::{self, Answer, Question, Response};
 use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
@@ -45,6 +46,8 @@ enum Event {
     LineEnded(Result<(), JoinError>),
     /// A command has completed, or was abandoned.
     CommandEnded(tokio::task::Id, Result<(), JoinError>),
+    /// A person on the host asks for something.
+    Asked(Question),
     /// The worker is to stop once the builds that run have ended.
     Drain,
     /// The worker is to stop.
@@ -70,6 +73,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
             return Ok(());
         }
     };
+    // Without images nothing of the state directory is used, and nobody has claimed it.
+    let control = if config.images.is_empty() {
+        None
+    } else {
+        Some(control::Server::listen(&config.pool.state_dir, answer_within(&config))?)
+    };
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
     let line = Line {
         master: config.worker.master.clone(),
@@ -85,6 +94,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         config,
         environment,
         pool,
+        control,
         settings: Arc::new(Settings::default()),
         link: None,
         running: HashMap::new(),
@@ -103,6 +113,8 @@ struct Daemon {
     config: Config,
     environment: Vec<(OsString, OsString)>,
     pool: Pool,
+    /// None if there is no pool to be asked about.
+    control: Option<control::Server>,
     host: Arc<Host>,
     /// How the master wants output, for commands started from now on.
     settings: Arc<Settings>,
@@ -142,6 +154,7 @@ impl Daemon {
                         return self.stop(why).await;
                     }
                 }
+                Event::Asked(question) => self.answer(question),
                 Event::Stop(why) => return self.stop(why).await,
                 Event::LineEnded(result) => {
                     self.stop("the task that keeps the line to the master ended").await?;
@@ -161,6 +174,7 @@ impl Daemon {
                 Err(error) => Event::CommandEnded(error.id(), Err(error)),
             },
             Some(event) = self.events.recv() => Event::Line(event),
+            question = next_question(&mut self.control) => Event::Asked(question),
             ended = &mut self.line => Event::LineEnded(ended),
         }
     }
@@ -265,7 +279,21 @@ impl Daemon {
     fn pool_state(&self) -> PoolState {
         let census = self.pool.census();
         let state = if *self.drain.borrow() { "draining" } else { "running" };
-        PoolState { slots: census.slots, free: census.free, state }
+        PoolState { slots: census.slots, free: census.free, held: self.pool.held(), state }
+    }
+
+    /// Does what a person asks, without waiting for the end of it.
+    fn answer(&self, Question { request, answer }: Question) {
+        let pool = self.pool.clone();
+        match request {
+            control::Request::Release { slot } => tokio::spawn(async move {
+                let response = match pool.release_slot(slot).await {
+                    Ok(stopped) => Response::Done(Answer::Released { slot, how: stopped.how }),
+                    Err(error) => Response::Refused(error.to_string()),
+                };
+                let _ = answer.send(response);
+            }),
+        };
     }
 
     fn start_command(&mut self, start: StartCommand) -> Reply {
@@ -364,6 +392,7 @@ impl Daemon {
     async fn stop(mut self, why: &str) -> anyhow::Result<()> {
         info!("stopping: {why}");
         self.abandon_commands();
+        self.control = None;
         // Without a listener and a link the line says goodbye and ends, in this order: one without a link alone would
         // try again.
         self.events.close();
@@ -383,6 +412,18 @@ impl Daemon {
             why = self.signals.next() => warn!("stopped at once: {why} again"),
         }
         Ok(())
+    }
+}
+
+/// How long a person who asks for something waits for its end: all of it is done by then that is done at all.
+pub(crate) fn answer_within(config: &Config) -> Duration {
+    config.pool.shutdown_timeout + MACHINES_END
+}
+
+async fn next_question(control: &mut Option<control::Server>) -> Question {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
     }
 }
 

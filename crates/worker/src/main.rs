@@ -4,6 +4,7 @@ mod builders;
 mod cli;
 mod commands;
 mod config;
+mod control;
 mod daemon;
 mod host_access;
 mod import;
@@ -14,20 +15,27 @@ mod output;
 mod place;
 mod pool;
 
+use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Import, Run, Verb};
-use crate::config::Config;
+use crate::cli::{Cli, Import, Run, Verb, Worker};
+use crate::config::{Config, Overrides};
+use crate::control::Request;
 
 /// The exit status for a configuration that can't be used; clap uses it for a wrong command line, too.
 const BAD_CONFIGURATION: u8 = 2;
+
+/// How much longer than the worker itself the command line waits for the worker's answer.
+const CONTROL_SLACK: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(run) => serve(&run),
         Verb::Import(import) => take_over(&import),
+        Verb::Release { worker, slot } => ask(&worker, &Request::Release { slot }),
         Verb::PrintConfig => {
             print!("{}", config::DEFAULT_FILE);
             ExitCode::SUCCESS
@@ -36,12 +44,9 @@ fn main() -> ExitCode {
 }
 
 fn serve(run: &Run) -> ExitCode {
-    let config = match Config::load(run.config.as_deref(), &run.overrides()) {
+    let config = match load(run.config.as_deref(), &run.overrides()) {
         Ok(config) => config,
-        Err(problems) => {
-            eprintln!("kvm-worker: {problems}");
-            return ExitCode::from(BAD_CONFIGURATION);
-        }
+        Err(status) => return status,
     };
     log::start(&config.log);
     let result = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
@@ -57,6 +62,31 @@ fn serve(run: &Run) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Has a running worker do something and says what came of it.
+fn ask(worker: &Worker, request: &Request) -> ExitCode {
+    let config = match load(worker.config.as_deref(), &Overrides::default()) {
+        Ok(config) => config,
+        Err(status) => return status,
+    };
+    match control::ask(&config.pool.state_dir, request, daemon::answer_within(&config) + CONTROL_SLACK) {
+        Ok(answer) => {
+            print!("{answer}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("kvm-worker: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Config, ExitCode> {
+    Config::load(file, overrides).map_err(|problems| {
+        eprintln!("kvm-worker: {problems}");
+        ExitCode::from(BAD_CONFIGURATION)
+    })
 }
 
 fn take_over(import: &Import) -> ExitCode {

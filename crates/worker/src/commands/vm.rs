@@ -6,8 +6,9 @@
 use std::convert::Infallible;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
+use std::time::Duration;
 
-use protocol::command::{Direction, VmCopy, VmInfo, VmStart, VmStop};
+use protocol::command::{Direction, Disposal, Mode, VmCopy, VmInfo, VmStart, VmStop};
 use protocol::{Command, Update, Value};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 use super::console::Console;
 use super::{Context, Failure, conclude};
 use crate::output::Reporter;
-use crate::pool::{Machine, Order, Owner, Pool, Progress, VmError};
+use crate::pool::{Held, Hold, Machine, Order, Owner, Pool, Progress, Stopped, VmError};
 
 /// The exit status of a VM command that was refused or failed.
 const FAILED: i32 = 1;
@@ -199,24 +200,81 @@ impl Work<'_> {
             }
             Err(error) => return Err(error.into()),
         };
+        match &stop.disposal {
+            Disposal::End => self.end(stop, &owner, &machine).await,
+            Disposal::Keep(time) => self.keep(stop, &owner, *time).await,
+            Disposal::Save(_) => {
+                Err(Refusal { reason: "vm_save_failed", sentence: "saving is not possible yet".to_owned() })
+            }
+        }
+    }
+
+    async fn end(&self, stop: &VmStop, owner: &Owner, machine: &Machine) -> Result<(), Refusal> {
         self.say(format!("stopping vm '{}' in slot {}", stop.vm, machine.facts.slot)).await;
         let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
         let stopped = tokio::select! {
-            stopped = self.pool.stop(&owner, stop.timeout) => stopped,
+            stopped = self.pool.stop(owner, stop.timeout) => stopped,
             never = shown.follow() => match never {},
         };
         shown.catch_up().await;
         let stopped = stopped.ok_or_else(|| VmError::NotRunning(stop.vm.clone()))??;
+        self.report_stopped(stop, machine.facts.slot, &stopped, []).await;
+        Ok(())
+    }
+
+    async fn keep(&self, stop: &VmStop, owner: &Owner, asked: Duration) -> Result<(), Refusal> {
+        let slot = self.pool.find(owner)?.facts.slot;
+        let Held { machine, time, login, displaced } = match self.pool.hold(owner, asked).await? {
+            Hold::Held(held) => held,
+            Hold::Off(stopped) => {
+                self.say("pool.max_held of the worker is 0, so that no vm is kept".to_owned()).await;
+                self.report_stopped(stop, slot, &stopped, []).await;
+                return Ok(());
+            }
+        };
+        for slot in displaced {
+            self.say(format!("the vm that was kept in slot {slot} is ended: no more than pool.max_held are kept"))
+                .await;
+        }
+        let (seconds, most) = (time.as_secs(), if time < asked { ", as pool.max_hold says" } else { "" });
+        self.say(format!(
+            "vm '{}' is kept in slot {slot} for {seconds} s{most}; to get in, on the worker's host:",
+            stop.vm
+        ))
+        .await;
+        self.say(format!("  {login}")).await;
+        self.say(format!("to end it before that: kvm-worker release {slot}")).await;
+        if machine.facts.mode == Mode::Persistent {
+            self.say("its persistent disk stays in use until then, and builds that want it wait".to_owned()).await;
+        }
+        let report = [
+            ("vm", Value::from(stop.vm.as_str())),
+            ("slot", Value::Int(slot.into())),
+            ("how", "kept".into()),
+            ("seconds_kept", time.as_secs_f64().into()),
+            ("login", login.into()),
+        ];
+        self.reporter.update(Update::Other("vm".to_owned(), report.into_iter().collect())).await;
+        Ok(())
+    }
+
+    async fn report_stopped<const N: usize>(
+        &self,
+        stop: &VmStop,
+        slot: u16,
+        stopped: &Stopped,
+        more: [(&'static str, Value); N],
+    ) {
         let seconds = stopped.after.as_secs_f64();
         self.say(format!("vm '{}' is stopped ({}, {seconds:.1} s)", stop.vm, stopped.how)).await;
         let report = [
             ("vm", Value::from(stop.vm.as_str())),
-            ("slot", Value::Int(machine.facts.slot.into())),
-            ("how", stopped.how.into()),
+            ("slot", Value::Int(slot.into())),
+            ("how", stopped.how.as_str().into()),
             ("seconds", seconds.into()),
         ];
-        self.reporter.update(Update::Other("vm".to_owned(), report.into_iter().collect())).await;
-        Ok(())
+        let report = report.into_iter().chain(more).collect();
+        self.reporter.update(Update::Other("vm".to_owned(), report)).await;
     }
 
     async fn info(&self, info: &VmInfo) -> Result<(), Refusal> {

@@ -92,6 +92,10 @@ pub(crate) struct Pool {
     pub shutdown_timeout: Duration,
     /// The longest a builder may have a machine, from its guest's first word on.
     pub time_to_live: Duration,
+    /// The longest a machine is held for a person.
+    pub max_hold: Duration,
+    /// How many machines are held at a time.
+    pub max_held: u16,
     /// What executes guest code.
     pub accel: qemu::Accel,
     /// The program that runs machines.
@@ -244,6 +248,8 @@ fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
         acquire_timeout: section.seconds("acquire_timeout", 0.0..=86400.0, 600.0),
         shutdown_timeout: section.seconds("shutdown_timeout", 1.0..=3600.0, 60.0),
         time_to_live: section.seconds("time_to_live", 1.0..=2_592_000.0, 86400.0),
+        max_hold: section.seconds("max_hold", 1.0..=2_592_000.0, 14400.0),
+        max_held: section.number("max_held", 0..=1000, 1),
         accel: section.parsed("accel", qemu::Accel::Auto, |text: String| match text.as_str() {
             "auto" => Ok(qemu::Accel::Auto),
             "kvm" => Ok(qemu::Accel::Kvm),

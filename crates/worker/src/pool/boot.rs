@@ -119,7 +119,11 @@ impl Pool {
                 0 => String::new(),
                 count => format!(", {count} of them because they can't be cleaned"),
             };
-            progress.say(format!("waiting for a slot: all {slots} are in use{broken}")).await;
+            let held = match self.held() {
+                0 => String::new(),
+                count => format!(", {count} of them by machines that are held for people"),
+            };
+            progress.say(format!("waiting for a slot: all {slots} are in use{broken}{held}")).await;
         }
         tokio::time::timeout_at(deadline, self.0.slots.lease())
             .await

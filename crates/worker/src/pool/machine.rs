@@ -166,7 +166,7 @@ impl Machine {
             console_log: lease.slot().console_log(),
             vm,
             status: watch::Sender::new(Status::Up),
-            term: watch::Sender::new(Term { until: Instant::now() + time_to_live, reason }),
+            term: watch::Sender::new(Term { until: Instant::now() + time_to_live, then: Status::Expired { reason } }),
             stopping: AtomicBool::new(false),
             gone: watch::Sender::new(false),
             console_shown: AtomicU64::new(0),
@@ -215,9 +215,9 @@ impl Machine {
                 self.end().await;
                 halt.to_string()
             }
-            reason = term::over(&self.term) => {
+            then = term::over(&self.term) => {
                 // First, so that what runs in it ends for this reason, not for one that the shutdown gives it.
-                self.ended(Status::Expired { reason });
+                self.ended(then);
                 if self.shut_down(patience).await.is_ok() { "its time was over" } else { "it could not be stopped" }.to_owned()
             }
         };
@@ -233,6 +233,11 @@ impl Machine {
         self.ended(status);
         self.gone.send_replace(true);
         self.status()
+    }
+
+    /// Has it run for so long from now on, for a person instead of a builder.
+    pub(super) fn extend(&self, time: Duration) {
+        self.term.send_replace(Term { until: Instant::now() + time, then: Status::Stopped });
     }
 
     /// Notes why it is not there any more; the first reason counts.

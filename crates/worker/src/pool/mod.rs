@@ -6,6 +6,7 @@ mod boot;
 mod disks;
 mod error;
 mod guest_command;
+mod hold;
 mod host_keys;
 mod machine;
 mod network;
@@ -27,6 +28,7 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::config::{self, Config, Image};
 pub(crate) use error::VmError;
+pub(crate) use hold::{Held, Hold};
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped};
 pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
@@ -172,10 +174,12 @@ impl Pool {
         info!(parent: &span, slot = machine.facts.slot, vm_pid = machine.facts.pid, seconds = machine.facts.took.as_secs_f32(), "vm started");
         claim.fulfil(&machine)?;
         let watched = Arc::clone(&machine);
-        let patience = self.0.config.shutdown_timeout;
+        let (patience, pool) = (self.0.config.shutdown_timeout, self.clone());
         self.0.tasks.spawn(
             async move {
-                match watched.watch(patience).await {
+                let status = watched.watch(patience).await;
+                pool.machines().let_go(&watched);
+                match status {
                     Status::Died { reason } | Status::Expired { reason } => {
                         warn!(slot = watched.facts.slot, "{reason}")
                     }
@@ -227,7 +231,10 @@ impl Pool {
     /// Ends the pool: stops every machine, within `deadline` for all of it, and waits until the slots are clean.
     pub(crate) async fn close(&self, deadline: Duration) {
         let closing = async {
-            self.release(Scope::All, "the worker is stopping").await;
+            let held: Vec<_> = self.machines().held().cloned().collect();
+            let held = held.into_iter().map(|machine| self.stop_machine(machine, None));
+            let held = futures_util::future::join_all(held.collect::<Vec<_>>());
+            tokio::join!(held, self.release(Scope::All, "the worker is stopping"));
             self.0.tasks.close();
             self.0.tasks.wait().await;
             self.0.slots.settled().await;

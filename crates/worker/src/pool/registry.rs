@@ -3,10 +3,11 @@
 //! ```text
 //! claim ─▶ Starting ──fulfil──▶ Machine ──take, release──▶ (gone)
 //!             │                    it may have died or expired, and says so until it is taken
+//!             │                    └──hold──▶ held, by nobody, until it is let go
 //!             └──give up──▶ Failed if it was to be bound, else (gone)
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::{Owner, Status, VmError};
@@ -15,6 +16,8 @@ use super::{Owner, Status, VmError};
 #[derive(Debug)]
 pub(super) struct Registry<M> {
     entries: BTreeMap<Owner, Entry<M>>,
+    /// Those that are nobody's but run on for people, the one that was held first at the front.
+    held: VecDeque<Arc<M>>,
 }
 
 /// What the registry has to know of a machine.
@@ -73,7 +76,7 @@ impl Scope<'_> {
 
 impl<M: Tenant> Registry<M> {
     pub(super) fn new() -> Self {
-        Registry { entries: BTreeMap::new() }
+        Registry { entries: BTreeMap::new(), held: VecDeque::new() }
     }
 
     /// Takes the name for a machine that is about to be started.
@@ -171,6 +174,36 @@ impl<M: Tenant> Registry<M> {
             !over
         });
         machines
+    }
+
+    /// Takes the machine from the builder to hold it, and returns it with those that are to be stopped for it, so that no
+    /// more than `most` are held.
+    pub(super) fn hold(&mut self, owner: &Owner, most: usize) -> Result<(Arc<M>, Vec<Arc<M>>), VmError> {
+        let machine = self.find(owner)?;
+        self.entries.remove(owner);
+        self.held.push_back(Arc::clone(&machine));
+        let beyond = self.held.len().saturating_sub(most);
+        Ok((machine, self.held.drain(..beyond).collect()))
+    }
+
+    /// The machines that are held.
+    pub(super) fn held(&self) -> impl Iterator<Item = &Arc<M>> {
+        self.held.iter()
+    }
+
+    /// Holds a machine no longer, and returns whether it was held.
+    pub(super) fn let_go(&mut self, machine: &Arc<M>) -> bool {
+        let held = self.held.len();
+        self.held.retain(|held| !Arc::ptr_eq(held, machine));
+        self.held.len() < held
+    }
+
+    /// Whose the machine is that `is` tells.
+    pub(super) fn tenant(&self, is: impl Fn(&M) -> bool) -> Option<Owner> {
+        let mut entries = self.entries.iter();
+        entries
+            .find(|(_, entry)| matches!(&entry.state, State::Machine(machine) if is(machine)))
+            .map(|(owner, _)| owner.clone())
     }
 
     fn of(&self, builder: &str) -> impl Iterator<Item = (&Owner, &Entry<M>)> {
@@ -330,6 +363,27 @@ mod tests {
         check(Scope::Build { builder: "b", build: 3 }, &["unknown"]);
         check(Scope::OtherBuilds { builder: "b", build: 2 }, &["first"]);
         check(Scope::OtherBuilds { builder: "b", build: 3 }, &["first", "second"]);
+    }
+
+    #[test]
+    fn a_held_machine_is_nobodys_and_the_oldest_makes_room() {
+        let mut registry = Registry::new();
+        let names = |machines: &[Arc<Fake>]| machines.iter().map(|machine| machine.0).collect::<Vec<_>>();
+        for (vm, expected) in [("one", &[][..]), ("two", &[]), ("three", &["one"]), ("four", &["two"])] {
+            add(&mut registry, "b", vm, Some(1), true, up());
+            let (machine, displaced) = registry.hold(&owner("b", vm), 2).expect("it is up");
+            assert_eq!((machine.0, names(&displaced)), (vm, expected.to_vec()));
+            assert_eq!(outcome(registry.bound("b")), Ok(None));
+        }
+        add(&mut registry, "b", "four", Some(1), true, up());
+        assert_eq!(names(&registry.release(Scope::All)), ["four"]);
+        let held: Vec<_> = registry.held().cloned().collect();
+        assert_eq!(names(&held), ["three", "four"]);
+        assert!(registry.let_go(&held[0]) && !registry.let_go(&held[0]));
+        assert_eq!(registry.held().count(), 1);
+        add(&mut registry, "b", "died", Some(1), true, died());
+        assert!(registry.hold(&owner("b", "died"), 2).is_err());
+        assert_eq!(outcome(registry.bound("b")), Err("vm_lost"));
     }
 
     #[test]

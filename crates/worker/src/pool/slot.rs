@@ -44,6 +44,11 @@ impl Slot {
         self.directory.join("console.log")
     }
 
+    /// The guest's ssh key, for a person who logs in.
+    pub(crate) fn known_hosts(&self) -> PathBuf {
+        self.directory.join("known_hosts")
+    }
+
     /// The disk of a machine that is thrown away.
     pub(crate) fn overlay(&self) -> PathBuf {
         self.directory.join("overlay.qcow2")

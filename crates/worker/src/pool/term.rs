@@ -3,21 +3,23 @@
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::Status;
+
 /// Until when a machine may run, and for whom.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Term {
     pub until: Instant,
-    /// Why its end is one, as a sentence.
-    pub reason: String,
+    /// How it is after that.
+    pub then: Status,
 }
 
-/// Waits until a term is over, also if it changes meanwhile; says why it is.
-pub(super) async fn over(term: &watch::Sender<Term>) -> String {
+/// Waits until a term is over, also if it changes meanwhile; says how the machine is then.
+pub(super) async fn over(term: &watch::Sender<Term>) -> Status {
     let mut changes = term.subscribe();
     loop {
-        let Term { until, reason } = changes.borrow_and_update().clone();
+        let Term { until, then } = changes.borrow_and_update().clone();
         tokio::select! {
-            () = tokio::time::sleep_until(until) => return reason,
+            () = tokio::time::sleep_until(until) => return then,
             // The sender is borrowed, so this succeeds.
             _ = changes.changed() => {}
         }
@@ -30,15 +32,19 @@ mod tests {
 
     use super::*;
 
+    fn expired(reason: &str) -> Status {
+        Status::Expired { reason: reason.to_owned() }
+    }
+
     fn term(seconds: u64, reason: &str) -> Term {
-        Term { until: Instant::now() + Duration::from_secs(seconds), reason: reason.to_owned() }
+        Term { until: Instant::now() + Duration::from_secs(seconds), then: expired(reason) }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_term_is_over_in_time() {
         let begun = Instant::now();
         let lent = watch::Sender::new(term(86400, "lent"));
-        assert_eq!(over(&lent).await, "lent");
+        assert_eq!(over(&lent).await, expired("lent"));
         assert_eq!(begun.elapsed().as_secs(), 86400);
     }
 
@@ -50,7 +56,7 @@ mod tests {
             let mut waiting = Box::pin(over(&lent));
             assert!(futures_util::poll!(&mut waiting).is_pending());
             lent.send_replace(term(seconds, reason));
-            assert_eq!(waiting.await, reason);
+            assert_eq!(waiting.await, expired(reason));
             assert_eq!(begun.elapsed().as_secs(), seconds);
         }
     }
