@@ -60,6 +60,7 @@ class ForeignWorker(AsyncService):
     program: Path
     log: Path
     state_dir: Path
+    configuration: Path | None
 
     def __init__(  # noqa: PLR0917
         self,
@@ -95,6 +96,8 @@ class ForeignWorker(AsyncService):
             "password-file": password_file,
             "basedir": self.basedir,
         }
+        if self.configuration is not None:
+            arguments["config"] = self.configuration
         command = [str(self.program), "run", *(f"--{flag}={value}" for flag, value in arguments.items())]
         environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
         environment |= {
@@ -155,11 +158,15 @@ class ForeignWorker(AsyncService):
             self.process.signalProcess(name)
 
 
-def install(program: Path, log: Path, state_dir: Path) -> None:
-    """Make all tests from now on start a program, and their masters listen on loopback only."""
+def install(program: Path, log: Path, state_dir: Path, configuration: Path | None) -> None:
+    """Make all tests from now on start a program, and their masters listen on loopback only.
+
+    ``configuration`` is a file for the worker, beside the flags it gets.
+    """
     ForeignWorker.program = program
     ForeignWorker.log = log
     ForeignWorker.state_dir = state_dir
+    ForeignWorker.configuration = configuration
     # What is in this variable does not matter: that it is there makes the tests start a worker outside their process.
     os.environ["SANDBOXED_WORKER_PATH"] = str(program)
     integration.SandboxedWorker = ForeignWorker

@@ -1,9 +1,12 @@
 """Runs Buildbot's own integration tests over one protocol with a worker program in place of Buildbot's worker.
 
-    run.py --worker PROGRAM --source DIRECTORY --protocol pb|msgpack [--log FILE] [NAME...]
+    run.py --worker PROGRAM --source DIRECTORY --protocol pb|msgpack [--guests IMAGES] [--log FILE] [NAME...]
 
 PROGRAM is the worker. DIRECTORY has the sources of the Buildbot master: they have the tests, the wheel doesn't.
 NAMEs are parts of names of tests: only tests with one of them are run. What the worker says is in FILE.
+
+With --guests, every build of the tests gets a fresh machine to which its builder is bound, so that all of the
+worker's standard commands run in a guest; IMAGES is the directory that scripts/setup image makes.
 
 modules.txt beside this file tells which tests these are, excluded.txt which of them aren't run and why.
 """
@@ -23,6 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from guests import Guests
 
 HERE = Path(__file__).resolve().parent
 PREFIX = "buildbot.test.integration."
@@ -44,6 +49,7 @@ def main() -> int:
     parser.add_argument("--worker", type=Path, required=True, help="the worker program")
     parser.add_argument("--source", type=Path, required=True, help="the Buildbot master's sources")
     parser.add_argument("--protocol", choices=["pb", "msgpack"], required=True, help="what the tests are run over")
+    parser.add_argument("--guests", type=Path, metavar="IMAGES", help="run all commands in guests with these disks")
     parser.add_argument("--log", type=Path, help="where what the worker says goes")
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of the name of a test")
     arguments = parser.parse_args()
@@ -55,15 +61,15 @@ def main() -> int:
     sys.path.insert(0, str(source))
     with tempfile.TemporaryDirectory(prefix="peer-") as scratch:
         log = arguments.log or Path(scratch) / "worker.log"
-        prepare(arguments.worker.resolve(), log.absolute(), Path(scratch) / "vms")
-        selection = select(arguments.names, arguments.protocol)
+        guests = prepare(arguments.worker.resolve(), log.absolute(), Path(scratch), arguments.guests)
+        selection = select(arguments.names, arguments.protocol, guests is not None)
         if arguments.names and not selection.tests.countTestCases():
             print("Buildbot's interop tests: 0 passed, 0 failed: none of them has such a name")
             return 0
-        return run(selection, Path(scratch) / "trial", log)
+        return run(selection, Path(scratch) / "trial", log, guests)
 
 
-def prepare(worker: Path, log: Path, state_dir: Path) -> None:
+def prepare(worker: Path, log: Path, scratch: Path, images: Path | None) -> Guests | None:
     """Import Buildbot's tests and put the program in the place of their worker."""
     import buildbot.test  # noqa: F401
 
@@ -71,19 +77,28 @@ def prepare(worker: Path, log: Path, state_dir: Path) -> None:
     for category in (DeprecationWarning, PendingDeprecationWarning, UserWarning):
         warnings.filterwarnings("ignore", category=category)
     import foreign
+    import guests
 
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
-    foreign.install(worker, log, state_dir)
+    binding = configuration = None
+    if images is not None:
+        configuration = scratch / "worker.toml"
+        binding = guests.Guests(images.resolve())
+        binding.install(configuration)
+    foreign.install(worker, log, scratch / "vms", configuration)
+    return binding
 
 
-def select(names: list[str], protocol: str) -> Selection:
+def select(names: list[str], protocol: str, in_guests: bool) -> Selection:
     """Find the tests that modules.txt and excluded.txt tell of, and that have one of the names if there are some."""
+    import guests
     from twisted.trial.runner import TestLoader
 
     loader: Any = TestLoader()
     excluded = (line.partition(" ") for line in lines("excluded.txt"))
-    reasons = dict(rest.split(": ", 1) for over, _, rest in excluded if over == protocol)
+    kinds = {protocol, "guest"} if in_guests else {protocol}
+    reasons = dict(rest.split(": ", 1) for kind, _, rest in excluded if kind in kinds)
     selection = Selection(unittest.TestSuite(), {}, Counter())
     for line in lines("modules.txt"):
         in_process = line.startswith(IN_PROCESS)
@@ -101,18 +116,21 @@ def select(names: list[str], protocol: str) -> Selection:
                 selection.excluded[name] = reason
             else:
                 test.proto = protocol  # type: ignore[attr-defined]
+                if in_guests:
+                    test.timeout = guests.TEST_TIMEOUT  # type: ignore[attr-defined]
                 selection.tests.addTest(test)
     return selection
 
 
-def run(selection: Selection, directory: Path, log: Path) -> int:
+def run(selection: Selection, directory: Path, log: Path, guests: Guests | None) -> int:
     """Run the selected tests and say how that went."""
     from twisted.trial.reporter import VerboseTextReporter
     from twisted.trial.runner import TrialRunner
 
     reporter: Any = VerboseTextReporter
     result: Any = TrialRunner(reporter, workingDirectory=str(directory)).run(selection.tests)
-    failed = len(result.failures) + len(result.errors)
+    problems = guests.problems if guests is not None else []
+    failed = len(result.failures) + len(result.errors) + len(problems)
     print()
     for name, reason in selection.excluded.items():
         print(f"excluded: {name}: {reason}")
@@ -120,10 +138,14 @@ def run(selection: Selection, directory: Path, log: Path) -> int:
         print(f"skipped: {test.id()}: {reason}")
     for reason, count in selection.passed_over.items():
         print(f"passed over: {count} that {reason}")
+    if guests is not None:
+        print(guests.report())
+    for problem in problems:
+        print(f"failed: {problem}")
     if failed:
         print(f"what the worker said:\n{log.read_text(errors='replace')}")
     print(f"Buildbot's interop tests: {result.successes} passed, {failed} failed, {len(result.skips)} skipped")
-    return 0 if result.wasSuccessful() and result.successes else 1
+    return 0 if not failed and result.wasSuccessful() and result.successes else 1
 
 
 def flat(suite: unittest.TestCase | unittest.TestSuite) -> Iterator[unittest.TestCase]:

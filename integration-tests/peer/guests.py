@@ -1,0 +1,158 @@
+"""Binds all that Buildbot's tests have a worker do to guests of that worker."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import json
+import socket
+import tempfile
+from collections import Counter
+from contextlib import closing
+from pathlib import Path
+from typing import IO, Any
+
+from buildbot.process.remotecommand import RemoteCommand
+from buildbot.worker.protocols import msgpack, pb
+
+#: How many machines a test may have at a time: one for each of its builders.
+SLOTS = 4
+
+#: How long (seconds) a guest may take to answer; software emulation on a loaded machine is slow.
+BOOT_TIMEOUT = 100
+
+#: How much longer (seconds) than on the host a test may take.
+TEST_TIMEOUT = 240
+
+#: What the guests call themselves.
+HOSTNAME = "guest"
+
+#: Where the tests of this repository look for ports, and how many are taken at a time. They lock the same files.
+PORTS = range(21_000, 31_000, 8)
+
+
+class Guests:
+    """Gets each build of a test a machine of its own before its first step, and binds the builder to it.
+
+    The worker is configured to run nothing on its host, so what is not bound fails. Each machine is asked for its
+    name before the build goes on, and that has to be the guest's.
+    """
+
+    def __init__(self, images: Path) -> None:
+        """``images`` is the directory that ``scripts/setup image`` makes."""
+        self.images = images
+        self.machines = 0
+        self.commands: Counter[str] = Counter()
+        self.problems: list[str] = []
+        self._builds = itertools.count(1)
+        self._first_port, self._port_lock = reserve_ports()
+
+    def install(self, configuration: Path) -> None:
+        """Write the worker's configuration, and have all masters of this process bind their builds from now on."""
+        configuration.write_text(self._configuration())
+        for connection in (pb.Connection, msgpack.Connection):
+            self._bind_builds_over(connection)
+            self._count_commands_over(connection)
+
+    def report(self) -> str:
+        """Say what ran in guests."""
+        commands = ", ".join(f"{count} {name}" for name, count in sorted(self.commands.items()))
+        return f"in guests: {self.machines} machines were started and ran {commands or 'nothing'}"
+
+    def _configuration(self) -> str:
+        image = {
+            "disk": str(self.images / "debian-build.qcow2"),
+            "kernel": str(self.images / "vmlinuz"),
+            "initrd": str(self.images / "initrd.img"),
+            "append": "root=/dev/vda console=ttyS0",
+            "memory_mib": 384,
+            "user": "buildbot",
+            "key": str(self.images / "id_ed25519"),
+            "host_key": (self.images / "host_key.pub").read_text().strip(),
+            "boot_timeout": BOOT_TIMEOUT,
+        }
+        pool = {"slots": SLOTS, "ssh_port_base": self._first_port, "accel": "tcg"}
+        tables = {"worker": {"host_commands": False}, "pool": pool, "images.guest": image}
+        lines = []
+        for name, table in tables.items():
+            lines.append(f"[{name}]")
+            # A text, number or truth of TOML is written as one of JSON.
+            lines.extend(f"{key} = {json.dumps(value)}" for key, value in table.items())
+        return "\n".join(lines) + "\n"
+
+    def _bind_builds_over(self, connection_class: Any) -> None:
+        # The master calls this when a build begins, between the ping of the worker and the first step, and waits for
+        # it. Nothing of it is a step, so the numbers and names of steps are as ever.
+        start_build = connection_class.remoteStartBuild
+
+        async def start(connection: Any, builder: str) -> None:
+            started = start_build(connection, builder)
+            if started is not None:
+                await started
+            await self._bind(connection, builder)
+
+        from twisted.internet import defer
+
+        connection_class.remoteStartBuild = lambda *args: defer.ensureDeferred(start(*args))
+
+    async def _bind(self, connection: Any, builder: str) -> None:
+        arguments = {"image": "guest", "vm": "default", "bind": True, "build": next(self._builds)}
+        started = await run(connection, builder, "vm_start", arguments)
+        if started.rc != 0:
+            self.problems.append(f"no machine for {builder}: {started.updates.get('vm_error')}")
+            return
+        self.machines += 1
+        shell = {"command": ["uname", "-n"], "workdir": ".", "want_stdout": True, "want_stderr": True, "logfiles": {}}
+        asked = await run(connection, builder, "shell", shell, collectStdout=True)
+        if (asked.rc, asked.stdout.strip()) != (0, HOSTNAME):
+            self.problems.append(f"a command of {builder} saw {asked.stdout!r} (rc {asked.rc}) as its machine's name")
+
+    def _count_commands_over(self, connection_class: Any) -> None:
+        start_command = connection_class.remoteStartCommand
+
+        def start(connection: Any, remote: Any, *arguments: Any) -> Any:
+            if not isinstance(remote, Own):
+                self.commands[remote.remote_command] += 1
+            return start_command(connection, remote, *arguments)
+
+        connection_class.remoteStartCommand = start
+
+
+class Own(RemoteCommand):  # type: ignore[misc]
+    """A command of ours, not of a test."""
+
+
+async def run(connection: Any, builder: str, name: str, arguments: dict[str, Any], **more: Any) -> Any:
+    """Have the worker run a command that belongs to no step."""
+    command = Own(name, arguments, stdioLogName=None, **more)
+    command.worker = connection.worker
+    await command.run(None, connection, builder)
+    return command
+
+
+def reserve_ports() -> tuple[int, IO[str]]:
+    """Find ports in a row that nobody has; they are ours as long as the file that is given too is open."""
+    directory = Path(tempfile.gettempdir(), "kvm-worker-test-ports")
+    directory.mkdir(exist_ok=True)
+    for first in PORTS:
+        lock = (directory / str(first)).open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.close()
+            continue
+        if all(is_free(port) for port in range(first, first + PORTS.step)):
+            return first, lock
+        lock.close()
+    raise RuntimeError(f"no {PORTS.step} ports are free together in {PORTS}; end what holds them")
+
+
+def is_free(port: int) -> bool:
+    """Tell whether nobody listens on a port of the loopback interface."""
+    with closing(socket.socket()) as candidate:
+        candidate.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            candidate.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
