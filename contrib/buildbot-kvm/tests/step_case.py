@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from buildbot.process.results import RETRY
+from buildbot.process.results import RETRY, SUCCESS
 from buildbot.test import fakedb
 from buildbot.test.reactor import TestReactorMixin
 from buildbot.test.steps import Expect, TestBuildStepMixin
@@ -39,6 +39,8 @@ class StepCase(TestBuildStepMixin, TestReactorMixin, unittest.TestCase):
         self.change_worker_system("posix")
         self.build.getWorkerName = lambda: "w1"
         self.build.requests = [SimpleNamespace(id=REQUEST_ID)]
+        self.build.stopped = False
+        self.build.results = SUCCESS
         return step
 
     def earlier_builds(self, *results: int) -> defer.Deferred[None]:

@@ -8,7 +8,7 @@ import buildbot_kvm
 
 @pytest.mark.parametrize(
     "name",
-    ["StartVM", "StopVM", "VMCopyIn", "VMCopyOut", "VMSetPropertyFromCommand", "VMShellCommand"],
+    ["RebootVM", "StartVM", "StopVM", "VMCopyIn", "VMCopyOut", "VMSetPropertyFromCommand", "VMShellCommand"],
 )
 def test_master_finds_the_step_beside_its_own(name: str) -> None:
     assert getattr(steps, name) is getattr(buildbot_kvm, name)

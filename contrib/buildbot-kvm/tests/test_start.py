@@ -44,6 +44,15 @@ class Starting(StepCase):
             self.expect_property(f"vm_{key}", READY[key], "StartVM")
         return self.check_ready(StartVM("debian-build"), ready())
 
+    def test_address_on_a_network_is_a_property(self) -> defer.Deferred[Any]:
+        self.expect_property("vm_server_address", "10.21.0.7", "StartVM")
+        vm = {**READY, "address": "10.21.0.7"}
+        return self.check_ready(
+            StartVM("debian-build", vm="server", network="lan"),
+            vm_start(vm="server", network="lan").update("vm", vm).exit(0),
+            "VM server (debian-build)",
+        )
+
     def test_properties_of_a_named_machine_bear_its_name(self) -> defer.Deferred[Any]:
         self.expect_property("vm_makedist_slot", 1, "StartVM")
         self.expect_property("vm_makedist_ssh_port", 2223, "StartVM")
@@ -53,8 +62,19 @@ class Starting(StepCase):
         )
 
     def test_every_argument_is_sent_under_its_wire_name(self) -> defer.Deferred[Any]:
-        step = StartVM(image="debian-build", mode="persistent", cpus=2, memory=1024, timeout=90, bind=True)
-        return self.check_ready(step, ready(mode="persistent", cpus=2, memory_mib=1024, timeout=90, bind=True))
+        step = StartVM(
+            image="debian-build",
+            mode="persistent",
+            cpus=2,
+            memory=1024,
+            timeout=90,
+            bind=True,
+            network="lan",
+            ttl=600,
+        )
+        return self.check_ready(
+            step, ready(mode="persistent", cpus=2, memory_mib=1024, timeout=90, bind=True, network="lan", ttl=600)
+        )
 
     @defer.inlineCallbacks
     def test_arguments_are_rendered_and_numbers_may_be_text(self) -> Any:
@@ -66,13 +86,32 @@ class Starting(StepCase):
             memory=Property("memory"),
             timeout=Property("timeout"),
             bind=Property("bind"),
+            network=Property("network"),
+            ttl=Property("ttl"),
         )
         self.prepare(step)
         values = {"flavour": "plain", "role": "tester", "mode": "persistent", "cpus": "4"}
-        for name, value in {**values, "memory": 512, "timeout": 30, "bind": True}.items():
+        for name, value in {
+            **values,
+            "memory": 512,
+            "timeout": 30,
+            "bind": True,
+            "network": "lan",
+            "ttl": 60,
+        }.items():
             self.build.setProperty(name, value, "test")
         self.expect_commands(
-            ready(image="debian-plain", vm="tester", mode="persistent", cpus=4, memory_mib=512, timeout=30, bind=True)
+            ready(
+                image="debian-plain",
+                vm="tester",
+                mode="persistent",
+                cpus=4,
+                memory_mib=512,
+                timeout=30,
+                bind=True,
+                network="lan",
+                ttl=60,
+            )
         )
         self.expect_outcome(result=SUCCESS, state_string="VM tester (debian-plain) ready in slot 1 (boot, 6.8 s)")
         yield self.run_step()
@@ -224,6 +263,8 @@ class Configuring(StepCase):
         self.check_refused("StartVM: mode is 'new' and must be one of fresh, persistent", image="i", mode="new")
         self.check_refused("StartVM: cpus is 0 and must be a number, 1 or more", image="i", cpus=0)
         self.check_refused("StartVM: memory is '2G' and must be a number, 1 or more", image="i", memory="2G")
+        self.check_refused("StartVM: network is 1 and must be a name", image="i", network=1)
+        self.check_refused("StartVM: ttl is 0 and must be a number, 1 or more", image="i", ttl=0)
         self.check_refused("StartVM: max_retries is -1 and must be a number, 0 or more", image="i", max_retries=-1)
         self.check_refused(
             "StartVM: console_log 'stdio' is the name of another log of this step", image="i", console_log="stdio"

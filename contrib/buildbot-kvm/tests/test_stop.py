@@ -2,7 +2,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from buildbot.process.results import EXCEPTION, SKIPPED, SUCCESS, WARNINGS
+from buildbot.config import ConfigErrors
+from buildbot.process.properties import Interpolate
+from buildbot.process.results import CANCELLED, EXCEPTION, FAILURE, RETRY, SKIPPED, SUCCESS, WARNINGS
 from buildbot.test.steps import Expect
 from twisted.internet import defer
 
@@ -51,3 +53,182 @@ class Stopping(StepCase):
 
     def test_step_runs_whatever_happened_before(self) -> None:
         self.assertEqual((StopVM().alwaysRun, StopVM().haltOnFailure), (True, False))
+
+
+SAVED = {"vm": "default", "slot": 1, "how": "guest command", "seconds": 3.21, "image": "cache", "generation": 4}
+STOPPED = {"vm": "default", "slot": 1, "how": "quit", "seconds": 0.02}
+KEPT = {
+    "vm": "default",
+    "slot": 1,
+    "how": "kept",
+    "seconds": 0.01,
+    "seconds_kept": 3600,
+    "login": "ssh -p 2223 -i /k buildbot@127.0.0.1",
+}
+#: The build's clock begins at midnight.
+KEPT_SUMMARY = "VM kept until 01:00 UTC; on the host of w1: ssh -p 2223 -i /k buildbot@127.0.0.1"
+
+
+class StoppingAfter(StepCase):
+    """What the build has come to decides."""
+
+    @defer.inlineCallbacks
+    def check_after(
+        self, results: int | None, step: StopVM, expected: Expect, result: int, summary: str, stopped: bool = False
+    ) -> Any:
+        self.prepare(step)
+        self.build.results = results
+        self.build.stopped = stopped
+        self.expect_commands(expected)
+        self.expect_outcome(result=result, state_string=summary)
+        yield self.run_step()
+
+
+class Saving(StoppingAfter):
+    def check_saved(self, results: int) -> defer.Deferred[Any]:
+        self.expect_property("vm_saved_generation", 4, "StopVM")
+        return self.check_after(
+            results,
+            StopVM(save="cache"),
+            vm_stop(missing_ok=False, save="cache").update("vm", SAVED).exit(0),
+            SUCCESS,
+            "VM saved as generation 4 of cache (guest command, 3.2 s)",
+        )
+
+    def test_successful_build_is_saved(self) -> defer.Deferred[Any]:
+        return self.check_saved(SUCCESS)
+
+    def test_warnings_do_no_harm(self) -> defer.Deferred[Any]:
+        return self.check_saved(WARNINGS)
+
+    def check_not_saved(self, results: int, stopped: bool = False) -> defer.Deferred[Any]:
+        self.expect_no_property("vm_saved_generation")
+        return self.check_after(
+            results,
+            StopVM(save="cache"),
+            vm_stop().update("vm", STOPPED).exit(0),
+            SUCCESS,
+            "VM stopped (quit, 0.0 s), not saved as the build did not succeed",
+            stopped,
+        )
+
+    def test_failed_build_publishes_nothing(self) -> defer.Deferred[Any]:
+        return self.check_not_saved(FAILURE)
+
+    def test_exception_publishes_nothing(self) -> defer.Deferred[Any]:
+        return self.check_not_saved(EXCEPTION)
+
+    def test_build_that_is_tried_again_publishes_nothing(self) -> defer.Deferred[Any]:
+        return self.check_not_saved(RETRY)
+
+    def test_cancelled_build_publishes_nothing(self) -> defer.Deferred[Any]:
+        return self.check_not_saved(CANCELLED)
+
+    def test_build_that_is_being_stopped_publishes_nothing(self) -> defer.Deferred[Any]:
+        return self.check_not_saved(SUCCESS, stopped=True)
+
+    @defer.inlineCallbacks
+    def test_property_of_a_named_machine_bears_its_name(self) -> Any:
+        self.expect_property("vm_base_saved_generation", 4, "StopVM")
+        yield self.check_after(
+            SUCCESS,
+            StopVM("base", save=Interpolate("%(kw:image)s", image="cache")),
+            vm_stop(vm="base", missing_ok=False, save="cache").update("vm", SAVED).exit(0),
+            SUCCESS,
+            "VM base saved as generation 4 of cache (guest command, 3.2 s)",
+        )
+
+    def check_failed(self, reason: str, result: int, word: str) -> defer.Deferred[Any]:
+        return self.check_after(
+            SUCCESS,
+            StopVM(save="cache"),
+            failed(vm_stop(missing_ok=False, save="cache"), reason, "it did not work"),
+            result,
+            f"it did not work ({word})",
+        )
+
+    def test_machine_that_cannot_be_saved_is_an_exception(self) -> defer.Deferred[Any]:
+        return self.check_failed("vm_save_failed", EXCEPTION, "exception")
+
+    def test_machine_that_is_not_there_to_be_saved_is_an_exception(self) -> defer.Deferred[Any]:
+        return self.check_failed("vm_not_running", EXCEPTION, "exception")
+
+    def test_machine_that_died_before_it_was_saved_is_tried_again(self) -> defer.Deferred[Any]:
+        return self.check_failed("vm_lost", RETRY, "retry")
+
+
+class Keeping(StoppingAfter):
+    @defer.inlineCallbacks
+    def check_kept(self, results: int, keep: Any = True, seconds: int = 3600) -> Any:
+        yield self.check_after(
+            results,
+            StopVM(keep_on_failure=keep),
+            vm_stop(keep=seconds).update("vm", KEPT).exit(0),
+            SUCCESS,
+            KEPT_SUMMARY,
+        )
+        self.assertIn(f"{KEPT_SUMMARY}\n", self.get_nth_step(0).logs["stdio"].header)
+
+    def test_failed_builds_machine_is_kept_for_an_hour(self) -> defer.Deferred[Any]:
+        return self.check_kept(FAILURE)
+
+    def test_an_exceptions_too(self) -> defer.Deferred[Any]:
+        return self.check_kept(EXCEPTION)
+
+    def test_time_is_given_in_seconds(self) -> defer.Deferred[Any]:
+        return self.check_kept(FAILURE, keep=60, seconds=60)
+
+    def check_not_kept(self, results: int, keep: Any = True, stopped: bool = False) -> defer.Deferred[Any]:
+        return self.check_after(
+            results,
+            StopVM(keep_on_failure=keep),
+            vm_stop().update("vm", STOPPED).exit(0),
+            SUCCESS,
+            "VM stopped (quit, 0.0 s)",
+            stopped,
+        )
+
+    def test_successful_builds_machine_is_not_kept(self) -> defer.Deferred[Any]:
+        return self.check_not_kept(SUCCESS)
+
+    def test_builds_that_are_tried_again_leave_none(self) -> defer.Deferred[Any]:
+        return self.check_not_kept(RETRY)
+
+    def test_cancelled_builds_leave_none(self) -> defer.Deferred[Any]:
+        return self.check_not_kept(CANCELLED)
+
+    def test_builds_that_are_being_stopped_leave_none(self) -> defer.Deferred[Any]:
+        return self.check_not_kept(FAILURE, stopped=True)
+
+    def test_keeping_can_be_switched_off(self) -> defer.Deferred[Any]:
+        return self.check_not_kept(FAILURE, keep=False)
+
+    def test_failed_build_is_kept_and_not_saved(self) -> defer.Deferred[Any]:
+        return self.check_after(
+            FAILURE,
+            StopVM(keep_on_failure=True, save="cache"),
+            vm_stop(keep=3600).update("vm", KEPT).exit(0),
+            SUCCESS,
+            KEPT_SUMMARY,
+        )
+
+    def test_machine_that_had_died_does_not_spoil_the_build(self) -> defer.Deferred[Any]:
+        return self.check_after(
+            FAILURE,
+            StopVM(keep_on_failure=True),
+            failed(vm_stop(keep=3600), "vm_lost", "it died"),
+            WARNINGS,
+            "it died (warnings)",
+        )
+
+
+class Configuring(StepCase):
+    def test_mistakes_show_when_the_configuration_is_read(self) -> None:
+        for message, arguments in [
+            ("StopVM: keep_on_failure is 0 and must be a number, 1 or more", {"keep_on_failure": 0}),
+            ("StopVM: keep_on_failure is '1h' and must be a number, 1 or more", {"keep_on_failure": "1h"}),
+            ("StopVM: save is '' and must be a name", {"save": ""}),
+        ]:
+            with self.assertRaises(ConfigErrors) as refused:
+                StopVM(**arguments)
+            self.assertEqual(refused.exception.errors, [message])

@@ -1,12 +1,13 @@
-"""Buildbot steps that run builds in the machines of a kvm-worker.
+"""Builds in fresh machines of a kvm-worker, for a Buildbot master.
 
-The steps are plugins, so a ``master.cfg`` finds them beside Buildbot's own::
+A factory that exists, in a machine that no build has used before::
 
-    from buildbot.plugins import steps
+    import buildbot_kvm as kvm
 
-    factory.addStep(steps.StartVM(image="debian-build"))
-    factory.addStep(steps.VMShellCommand(command=["make", "check"]))
-    factory.addStep(steps.StopVM())
+    factory = kvm.in_vm(factory, image="debian-build")
+
+The steps for machines by hand, and the worker that knows how many there are, are plugins, so a ``master.cfg`` finds
+them beside Buildbot's own: ``steps.StartVM``, ``worker.KVMWorker``.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from __future__ import annotations
 from buildbot_kvm.copying import VMCopyIn, VMCopyOut
 from buildbot_kvm.failures import RESULTS, VMError
 from buildbot_kvm.listening import listen_for_msgpack_on
+from buildbot_kvm.reboot import RebootVM
 from buildbot_kvm.shell import VMSetPropertyFromCommand, VMShellCommand, VMShellMixin
 from buildbot_kvm.start import StartVM
 from buildbot_kvm.stop import StopVM
 
 __all__ = [
     "RESULTS",
+    "RebootVM",
     "StartVM",
     "StopVM",
     "VMCopyIn",

@@ -10,7 +10,8 @@ from buildbot.process.results import statusToString
 from twisted.internet import defer
 
 from buildbot_kvm.failures import VMError, one_sentence
-from buildbot_kvm.step import DEFAULT_VM, VMMixin, latest
+from buildbot_kvm.judging import latest, summary
+from buildbot_kvm.step import DEFAULT_VM, VMMixin
 
 
 class _Command(BuildStep):
@@ -21,7 +22,8 @@ class _Command(BuildStep):
 
     async def _send(self) -> int:
         command = RemoteCommand(self.vm_command, {"vm": self.vm, **self.arguments()})
-        command.useLog(await self.addLog("stdio"))
+        log = await self.addLog("stdio")
+        command.useLog(log)
         self.log_console(command)
         await self.runCommand(command)
         if command.rc != 0:
@@ -29,6 +31,7 @@ class _Command(BuildStep):
             reason = f"{self.vm_command} ended with {command.rc}"
             raise VMError(reason, one_sentence(latest(command, "vm_error"), reason))
         self._done, result = self.done(command)
+        await log.addHeader(f"{self._done}\n")
         return int(result)
 
 
@@ -65,15 +68,15 @@ class VMCommand(VMMixin, _Command):
         """Say what is going on, in the words of the configuration if it has some."""
         if self.description is not None:
             return super().getCurrentSummary()
-        return self.summary(self.doing())
+        return summary(self, self.doing())
 
     def getResultSummary(self) -> Any:
         """Say what was done, in the words of the configuration if it has some."""
         if self._vm_error or self.descriptionDone or self.description:
             return super().getResultSummary()
         if self._done is None:
-            return self.summary(f"{self.doing()} ({statusToString(self.results)})")
-        return self.summary(self._done)
+            return summary(self, f"{self.doing()} ({statusToString(self.results)})")
+        return summary(self, self._done)
 
 
 def whole_number(argument: str, value: Any) -> int:

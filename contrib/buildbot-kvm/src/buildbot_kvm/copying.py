@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from buildbot.process.results import SUCCESS
 
 from buildbot_kvm.command import VMCommand
-from buildbot_kvm.step import DEFAULT_VM, check_name, latest
+from buildbot_kvm.judging import latest
+from buildbot_kvm.step import DEFAULT_VM, check_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

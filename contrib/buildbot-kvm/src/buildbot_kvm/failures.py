@@ -26,6 +26,10 @@ RESULTS: dict[str, int] = {
     "vm_lost": RETRY,
     "vm_copy_failed": FAILURE,
     "vm_stop_failed": EXCEPTION,
+    "vm_save_failed": EXCEPTION,
+    "vm_reboot_failed": EXCEPTION,
+    "vm_expired": EXCEPTION,
+    "vm_host_refused": EXCEPTION,
 }
 
 #: The longest sentence (characters) shown as a step's summary. The step's log has all of it.

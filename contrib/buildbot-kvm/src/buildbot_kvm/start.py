@@ -9,7 +9,8 @@ from buildbot.interfaces import IRenderable
 from buildbot.process.results import SUCCESS
 
 from buildbot_kvm.command import VMCommand, whole_number
-from buildbot_kvm.step import DEFAULT_VM, check_name, check_number, latest
+from buildbot_kvm.judging import latest
+from buildbot_kvm.step import DEFAULT_VM, check_name, check_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from buildbot.process.remotecommand import RemoteCommand
 
 #: What is told about a started machine, each as a property of the build.
-PROPERTIES = ("image", "generation", "how", "seconds", "slot", "ssh_port")
+PROPERTIES = ("image", "generation", "how", "seconds", "slot", "ssh_port", "address")
 
 MODES = ("fresh", "persistent")
 
@@ -39,19 +40,34 @@ class StartVM(VMCommand):
     ``console_log``
         name of a log for the guest's serial console (default: none);
     ``bind``
-        run this builder's later commands in the machine although they don't say so, for steps that have
-        no ``vm`` argument (default False).
+        run this builder's later commands in the machine although they don't say so (default False). In a factory
+        that ``in_vm`` made they do, and more;
+    ``network``
+        name of a private network that the machine is to have a card on, shared with this builder's other machines
+        that name the same (default: none);
+    ``ttl``
+        seconds after which the worker ends the machine if the build has not (default: the worker's
+        ``pool.time_to_live``, which is also the most).
 
     On success the build gets the properties ``vm_image``, ``vm_generation``, ``vm_how`` (``boot``, ...),
-    ``vm_seconds``, ``vm_slot`` and ``vm_ssh_port``, with the source ``StartVM``; those of a machine with a name
-    of its own have that in the middle: ``vm_builder_slot`` for ``vm="builder"``.
+    ``vm_seconds``, ``vm_slot``, ``vm_ssh_port`` and, on a network, ``vm_address``, with the source ``StartVM``; those
+    of a machine with a name of its own have that in the middle: ``vm_builder_slot`` for ``vm="builder"``.
 
     A machine that did not come up never makes the step FAILURE: see ``buildbot_kvm.RESULTS``.
     """
 
     name = "start-vm"
     vm_command = "vm_start"
-    renderables: ClassVar[Sequence[str]] = ["image", "mode", "cpus", "memory", "timeout", "bind"]
+    renderables: ClassVar[Sequence[str]] = [
+        "image",
+        "mode",
+        "cpus",
+        "memory",
+        "timeout",
+        "bind",
+        "network",
+        "ttl",
+    ]
 
     def __init__(
         self,
@@ -64,6 +80,8 @@ class StartVM(VMCommand):
         timeout: Any = None,
         console_log: Any = None,
         bind: Any = False,
+        network: Any = None,
+        ttl: Any = None,
         **kwargs: Any,
     ) -> None:
         self.image = image
@@ -72,10 +90,14 @@ class StartVM(VMCommand):
         self.memory = memory
         self.timeout = timeout
         self.bind = bind
+        self.network = network
+        self.ttl = ttl
         check_name(self, "image", image)
+        if network is not None:
+            check_name(self, "network", network)
         if not IRenderable.providedBy(mode) and mode not in MODES:
             config.error(f"StartVM: mode is {mode!r} and must be one of {', '.join(MODES)}")
-        for argument in ("cpus", "memory", "timeout"):
+        for argument in ("cpus", "memory", "timeout", "ttl"):
             if getattr(self, argument) is not None:
                 check_number(self, argument, getattr(self, argument))
         super().__init__(vm=vm, console_log=console_log, **kwargs)
@@ -88,7 +110,9 @@ class StartVM(VMCommand):
             "bind": bool(self.bind),
             "build": self.build.buildid,
         }
-        numbers = {"cpus": self.cpus, "memory_mib": self.memory, "timeout": self.timeout}
+        if self.network is not None:
+            arguments["network"] = self.network
+        numbers = {"cpus": self.cpus, "memory_mib": self.memory, "timeout": self.timeout, "ttl": self.ttl}
         for name, value in numbers.items():
             if value is not None:
                 arguments[name] = whole_number(name, value)
@@ -101,10 +125,9 @@ class StartVM(VMCommand):
     def done(self, command: RemoteCommand) -> tuple[str, int]:
         """Set the properties of the machine that is ready."""
         vm = latest(command, "vm") or {}
-        prefix = "vm" if self.vm == DEFAULT_VM else f"vm_{self.vm}"
         for key in PROPERTIES:
             if key in vm:
-                self.setProperty(f"{prefix}_{key}", vm[key], "StartVM")
+                self.setProperty(property_name(self.vm, key), vm[key], "StartVM")
         return f"{self.called()} ready{where(vm)}{how_long(vm)}", SUCCESS
 
     def called(self) -> str:
@@ -112,6 +135,11 @@ class StartVM(VMCommand):
         if self.vm == DEFAULT_VM:
             return f"VM {self.image}"
         return f"VM {self.vm} ({self.image})"
+
+
+def property_name(vm: str, key: str) -> str:
+    """Give the name of a build's property about one of its machines."""
+    return f"vm_{key}" if vm == DEFAULT_VM else f"vm_{vm}_{key}"
 
 
 def where(vm: dict[str, Any]) -> str:
