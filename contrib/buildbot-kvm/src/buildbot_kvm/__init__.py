@@ -13,8 +13,10 @@ them beside Buildbot's own: ``steps.StartVM``, ``worker.KVMWorker``.
 from __future__ import annotations
 
 from buildbot_kvm.copying import VMCopyIn, VMCopyOut
+from buildbot_kvm.factory import in_vm
 from buildbot_kvm.failures import RESULTS, VMError
 from buildbot_kvm.listening import listen_for_msgpack_on
+from buildbot_kvm.placing import on_host, step_in_vm
 from buildbot_kvm.reboot import RebootVM
 from buildbot_kvm.shell import VMSetPropertyFromCommand, VMShellCommand, VMShellMixin
 from buildbot_kvm.start import StartVM
@@ -31,5 +33,8 @@ __all__ = [
     "VMSetPropertyFromCommand",
     "VMShellCommand",
     "VMShellMixin",
+    "in_vm",
     "listen_for_msgpack_on",
+    "on_host",
+    "step_in_vm",
 ]
