@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from buildbot.plugins import steps
+from buildbot.plugins import steps, worker
 
 import buildbot_kvm
 
@@ -12,3 +12,7 @@ import buildbot_kvm
 )
 def test_master_finds_the_step_beside_its_own(name: str) -> None:
     assert getattr(steps, name) is getattr(buildbot_kvm, name)
+
+
+def test_master_finds_the_worker_beside_its_own() -> None:
+    assert worker.KVMWorker is buildbot_kvm.KVMWorker

@@ -21,9 +21,11 @@ from buildbot_kvm.reboot import RebootVM
 from buildbot_kvm.shell import VMSetPropertyFromCommand, VMShellCommand, VMShellMixin
 from buildbot_kvm.start import StartVM
 from buildbot_kvm.stop import StopVM
+from buildbot_kvm.worker import KVMWorker
 
 __all__ = [
     "RESULTS",
+    "KVMWorker",
     "RebootVM",
     "StartVM",
     "StopVM",

@@ -1,0 +1,76 @@
+"""What a worker tells about its machines, and how many builds that is enough for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from buildbot.process.results import SUCCESS
+
+from buildbot_kvm.start import StartVM
+from buildbot_kvm.stop import StopVM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+#: The ``vm_state`` of a worker that takes builds.
+RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """The machines of a worker at one moment, and what was going to be done with them."""
+
+    #: Machines it may have at a time, and those of them that nobody has.
+    slots: int
+    free: int
+    #: ``running``, ``draining`` or ``paused``.
+    state: str
+    #: How many of the free machines each build that ran was still going to take.
+    expected: Mapping[Any, int]
+
+    def room(self, builds: Iterable[Any], per_build: int) -> bool:
+        """Tell whether one build more may start beside those that run now.
+
+        Those that have come since may have their machines or not: the free ones were counted before.
+        """
+        promised = sum(
+            self.expected[build] if build in self.expected else per_build * uses_machines(build) for build in builds
+        )
+        return self.state == RUNNING and self.free - promised >= per_build
+
+
+def told(info: Mapping[str, Any], expected: Mapping[Any, int]) -> Pool | None:
+    """Read the worker's information; None if the worker has no machines, as Buildbot's own."""
+    slots, free = info.get("vm_slots"), info.get("vm_free")
+    if not isinstance(slots, int) or not isinstance(free, int) or slots < 1:
+        return None
+    return Pool(slots=slots, free=free, state=str(info.get("vm_state", RUNNING)), expected=expected)
+
+
+def expected(build: Any, per_build: int) -> int:
+    """Tell how many machines a build is still going to start, beside those it has."""
+    return max(0, per_build - machines_of(build)) if will_start_a_machine(build) else 0
+
+
+def machines_of(build: Any) -> int:
+    """Count the machines that a build has, or is about to get: those it has started and not stopped."""
+    names: set[Any] = set()
+    for step in build.executedSteps:
+        # A step without results is running.
+        if isinstance(step, StartVM) and step.results in {None, SUCCESS}:
+            names.add(step.vm)
+        elif isinstance(step, StopVM) and step.results is not None:
+            names.discard(step.vm)
+    return len(names)
+
+
+def will_start_a_machine(build: Any) -> bool:
+    """Tell whether a build has a StartVM before it, as one may whose steps aren't known yet."""
+    steps = getattr(build, "steps", None)
+    return steps is None or any(isinstance(step, StartVM) for step in steps)
+
+
+def uses_machines(build: Any) -> bool:
+    """Tell whether a build starts machines at all."""
+    return will_start_a_machine(build) or any(isinstance(step, StartVM) for step in build.executedSteps)

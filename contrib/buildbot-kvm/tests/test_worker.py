@@ -1,0 +1,402 @@
+from __future__ import annotations
+
+from typing import Any
+from unittest import mock
+
+from buildbot.config import ConfigErrors
+from buildbot.process.results import EXCEPTION, SUCCESS
+from buildbot.process.workerforbuilder import States, WorkerForBuilder
+from buildbot.steps.shell import ShellCommand
+from buildbot.test.fake import fakemaster, fakeprotocol
+from buildbot.test.reactor import TestReactorMixin
+from twisted.internet import defer, error
+from twisted.trial import unittest
+
+from buildbot_kvm import KVMWorker, StartVM, StopVM
+
+
+class Build:
+    """As much of a build as shows what it does with machines."""
+
+    def __init__(self, number: int, *steps: Any) -> None:
+        self.buildid = number
+        self.executedSteps: list[Any] = []
+        self.steps = list(steps)
+        self.builder: Any = None
+        self.workerforbuilder: Any = None
+
+    def begin(self) -> None:
+        """Begin with the next step."""
+        self.executedSteps.append(self.steps.pop(0))
+
+    def end(self, results: int = SUCCESS) -> None:
+        """End the step that runs."""
+        self.executedSteps[-1].results = results
+
+    def run(self, steps: int) -> None:
+        """Run steps to their end."""
+        for _ in range(steps):
+            self.begin()
+            self.end()
+
+
+def using_a_machine(number: int) -> Build:
+    steps = [StartVM("debian"), ShellCommand(command="make"), StopVM()]
+    return Build(number, *(step.get_step_factory().buildStep() for step in steps))
+
+
+class Worker(fakeprotocol.FakeConnection):
+    """A kvm-worker, as far as it is asked."""
+
+    def __init__(self, worker: Any, info: dict[str, Any]) -> None:
+        super().__init__(worker)
+        self.info = {"worker_commands": {}, "version": "4.3.0", "basedir": "/w", "system": "posix", **info}
+        self.told: dict[str, Any] = {}
+        #: Answers that are still to be given, instead of the information, which is given at once.
+        self.answers: list[defer.Deferred[Any]] = []
+
+    def remoteGetWorkerInfo(self) -> defer.Deferred[Any]:
+        self.remoteCalls.append(("remoteGetWorkerInfo",))
+        return self.answers.pop(0) if self.answers else defer.succeed({**self.info, **self.told})
+
+
+class WorkerCase(TestReactorMixin, unittest.TestCase):
+    @defer.inlineCallbacks
+    def setUp(self) -> Any:
+        self.setup_test_reactor()
+        self.master = yield fakemaster.make_master(self, wantData=True)
+        yield self.master.startService()
+        self.addCleanup(self.master.stopService)
+
+    @defer.inlineCallbacks
+    def connect(self, slots: int | None = 2, free: int | None = None, **arguments: Any) -> Any:
+        """Configure a worker and have it connect, with so many slots, all free unless said otherwise."""
+        self.worker = KVMWorker("kvm1", "password", **arguments)
+        yield self.worker.setServiceParent(self.master.workers)
+        self.addCleanup(lambda: self.worker.running and self.worker.disownServiceParent())
+        self.woken = mock.Mock()
+        self.master.botmaster.maybeStartBuildsForWorker = self.woken
+        yield self.reconnect(slots, free)
+
+    @defer.inlineCallbacks
+    def reconnect(self, slots: int | None = 2, free: int | None = None) -> Any:
+        info = {} if slots is None else {"vm_slots": slots, "vm_free": slots if free is None else free}
+        self.kvm = Worker(self.worker, info if slots is None else {**info, "vm_state": "running"})
+        yield self.worker.attached(self.kvm)
+        self.woken.reset_mock()
+        self.kvm.remoteCalls.clear()
+
+    def start(self, build: Build) -> Build:
+        """Start a build, each for a builder of its own."""
+        builder = mock.Mock()
+        builder.name = f"builder {build.buildid}"
+        wfb = WorkerForBuilder(builder)
+        wfb.worker = self.worker
+        wfb.state = States.BUILDING
+        build.builder, build.workerforbuilder = builder, wfb
+        builder.building = [build]
+        self.worker.addWorkerForBuilder(wfb)
+        return build
+
+    def finish(self, build: Build) -> None:
+        """End a build as Buildbot's Build and Builder do, in their order."""
+        build.workerforbuilder.buildFinished()
+        build.builder.building.remove(build)
+
+    def check_starts(self, count: int) -> list[Build]:
+        """Start builds while the worker takes some, and compare how many it took."""
+        builds: list[Build] = []
+        while self.worker.canStartBuild() and len(builds) <= count:
+            builds.append(self.start(using_a_machine(len(self.worker.workerforbuilders) + 1)))
+        self.assertEqual(len(builds), count)
+        return builds
+
+    def questions(self) -> int:
+        """Count how often the worker was asked since the last time."""
+        asked = self.kvm.remoteCalls.count(("remoteGetWorkerInfo",))
+        self.kvm.remoteCalls.clear()
+        return asked
+
+
+class Starting(WorkerCase):
+    @defer.inlineCallbacks
+    def test_no_more_builds_than_slots(self) -> Any:
+        yield self.connect(slots=2)
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_slots_that_are_taken_by_others_do_not_count(self) -> Any:
+        yield self.connect(slots=3, free=1)
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_max_builds_is_a_limit_beside_that(self) -> Any:
+        yield self.connect(slots=3, max_builds=2)
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_more_max_builds_than_slots_make_none(self) -> Any:
+        yield self.connect(slots=2, max_builds=5)
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_builds_with_two_machines_take_two_slots(self) -> Any:
+        yield self.connect(slots=5, machines_per_build=2)
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_builds_without_machines_take_no_slot(self) -> Any:
+        yield self.connect(slots=2, free=1)
+        self.start(Build(1, ShellCommand(command="make").get_step_factory().buildStep()))
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_builds_whose_steps_are_not_known_yet_take_one(self) -> Any:
+        yield self.connect(slots=2, free=1)
+        del self.start(Build(1)).steps
+        self.check_starts(0)
+
+    @defer.inlineCallbacks
+    def test_machine_of_a_build_counts_once(self) -> Any:
+        yield self.connect(slots=2)
+        (build,) = self.check_starts(2)[:1]
+        self.finish(build)
+        self.kvm.told = {"vm_free": 1}
+        (other,) = (b for wfb in self.worker.workerforbuilders.values() for b in wfb.builder.building)
+        other.begin()
+        self.reactor.advance(1)
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_machine_that_did_not_start_is_not_had(self) -> Any:
+        yield self.connect(slots=3)
+        first, second = self.check_starts(3)[:2]
+        first.begin()
+        first.end(EXCEPTION)
+        self.kvm.told = {"vm_free": 1}
+        self.finish(second)
+        self.reactor.advance(1)
+        self.check_starts(0)
+
+    @defer.inlineCallbacks
+    def test_machine_that_is_to_be_started_again_is_kept_free(self) -> Any:
+        yield self.connect(slots=2)
+        first, second = self.check_starts(2)
+        first.steps += using_a_machine(9).steps
+        first.run(3)
+        self.finish(second)
+        self.kvm.told = {"vm_free": 1}
+        self.reactor.advance(1)
+        self.check_starts(0)
+
+    @defer.inlineCallbacks
+    def test_builds_that_started_after_the_answer_have_their_machines_out_of_it(self) -> Any:
+        yield self.connect(slots=3, free=2)
+        (build,) = self.check_starts(2)[:1]
+        build.begin()
+        self.check_starts(0)
+
+    @defer.inlineCallbacks
+    def test_worker_without_machines_is_a_worker(self) -> Any:
+        yield self.connect(slots=None)
+        builds = [self.start(using_a_machine(number)) for number in range(7) if self.worker.canStartBuild()]
+        self.assertEqual(len(builds), 7)
+        self.finish(builds[0])
+        self.reactor.advance(100)
+        self.assertEqual((self.kvm.remoteCalls, self.woken.called), ([], True))
+
+    @defer.inlineCallbacks
+    def test_worker_that_is_paused_on_the_master_is_not_asked(self) -> Any:
+        yield self.connect()
+        self.worker.pause("maintenance")
+        self.reactor.advance(100)
+        self.check_starts(0)
+        self.assertEqual(self.questions(), 0)
+
+    def test_mistakes_show_when_the_configuration_is_read(self) -> None:
+        for message, arguments in [
+            ("KVMWorker: machines_per_build is 0 and must be a number, 1 or more", {"machines_per_build": 0}),
+            ("KVMWorker: poll_interval is 'x' and must be a number, 1 or more", {"poll_interval": "x"}),
+        ]:
+            with self.assertRaises(ConfigErrors) as refused:
+                KVMWorker("kvm1", "password", **arguments)
+            self.assertEqual(refused.exception.errors, [message])
+
+
+class Asking(WorkerCase):
+    @defer.inlineCallbacks
+    def test_old_answer_is_renewed_before_a_build_starts(self) -> Any:
+        yield self.connect()
+        self.kvm.told = {"vm_state": "paused"}
+        self.reactor.advance(100)
+        self.check_starts(0)
+        self.reactor.advance(0)
+        self.assertEqual((self.questions(), self.woken.call_count), (1, 1))
+        self.check_starts(0)
+
+    @defer.inlineCallbacks
+    def check_waits_while(self, state: str) -> Any:
+        yield self.connect()
+        self.reactor.advance(100)
+        self.kvm.told = {"vm_state": state}
+        asked = []
+        for _ in range(60):
+            self.check_starts(0)
+            self.reactor.advance(1)
+            asked.append(self.questions())
+        # Each question is followed by a decision, which wants another one, after 1, 2, 4, 8, 10, 10, ... seconds.
+        self.assertEqual([second for second, count in enumerate(asked) if count], [0, 1, 3, 7, 15, 25, 35, 45, 55])
+        self.kvm.told = {"vm_state": "running"}
+        self.woken.reset_mock()
+        self.reactor.advance(10)
+        self.assertEqual(self.woken.call_count, 1)
+        self.check_starts(2)
+
+    def test_paused_worker_is_waited_for(self) -> defer.Deferred[Any]:
+        return self.check_waits_while("paused")
+
+    def test_draining_worker_is_waited_for(self) -> defer.Deferred[Any]:
+        return self.check_waits_while("draining")
+
+    @defer.inlineCallbacks
+    def test_nobody_asks_while_no_build_waits(self) -> Any:
+        yield self.connect()
+        self.check_starts(2)
+        self.reactor.advance(1000)
+        self.assertEqual((self.questions(), self.woken.called), (0, False))
+
+    @defer.inlineCallbacks
+    def test_waiting_build_that_is_given_up_is_asked_for_once_more(self) -> Any:
+        yield self.connect(slots=1, free=0)
+        self.check_starts(0)
+        for _ in range(100):
+            self.reactor.advance(10)
+        self.assertEqual((self.questions(), self.woken.call_count), (1, 1))
+
+    @defer.inlineCallbacks
+    def test_slot_that_becomes_free_starts_the_build_that_waits(self) -> Any:
+        yield self.connect(slots=2, free=0)
+        self.check_starts(0)
+        self.kvm.told = {"vm_free": 1}
+        self.reactor.advance(1)
+        self.assertEqual(self.woken.call_count, 1)
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_worker_that_does_not_answer_is_asked_again(self) -> Any:
+        yield self.connect(slots=1, free=0)
+        self.check_starts(0)
+        never: defer.Deferred[Any] = defer.Deferred()
+        self.kvm.answers = [never]
+        self.reactor.advance(1)
+        self.check_starts(0)
+        self.reactor.advance(29)
+        self.assertEqual((self.questions(), never.called), (1, False))
+        self.reactor.advance(1)
+        self.kvm.told = {"vm_free": 1}
+        self.reactor.advance(10)
+        self.assertEqual((self.questions(), self.woken.call_count), (1, 1))
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def check_answer_is_survived(self, answer: defer.Deferred[Any]) -> Any:
+        yield self.connect(slots=1, free=0)
+        self.check_starts(0)
+        self.kvm.answers = [answer]
+        self.reactor.advance(1)
+        self.assertEqual((self.questions(), self.woken.called), (1, False))
+        self.kvm.told = {"vm_free": 1}
+        self.reactor.advance(10)
+        self.assertEqual((self.questions(), self.woken.call_count), (1, 1))
+
+    def test_failing_answer_is_survived(self) -> defer.Deferred[Any]:
+        return self.check_answer_is_survived(defer.fail(error.ConnectionLost()))
+
+    def test_answer_without_machines_is_survived(self) -> defer.Deferred[Any]:
+        return self.check_answer_is_survived(defer.succeed({"version": "4.3.0"}))
+
+    def test_answer_that_is_none_is_survived(self) -> defer.Deferred[Any]:
+        return self.check_answer_is_survived(defer.succeed(None))
+
+
+class Ending(WorkerCase):
+    @defer.inlineCallbacks
+    def test_end_of_a_build_is_told_and_the_slots_are_counted_after_it(self) -> Any:
+        yield self.connect(slots=1)
+        (build,) = self.check_starts(1)
+        self.finish(build)
+        self.reactor.advance(0)
+        self.assertEqual(
+            self.kvm.remoteCalls, [("remotePrint", "kvm-worker release 1 builder 1"), ("remoteGetWorkerInfo",)]
+        )
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_answer_from_before_the_end_is_renewed(self) -> Any:
+        yield self.connect(slots=1)
+        (build,) = self.check_starts(1)
+        early: defer.Deferred[Any] = defer.Deferred()
+        self.kvm.answers = [early]
+        self.finish(self.start(using_a_machine(2)))
+        self.reactor.advance(0)
+        self.finish(build)
+        self.kvm.told = {"vm_free": 1}
+        early.callback({**self.kvm.info, "vm_free": 0})
+        self.assertEqual(self.questions(), 2)
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_build_that_never_got_a_number_is_not_told(self) -> Any:
+        yield self.connect()
+        build = self.start(using_a_machine(1))
+        build.buildid = None  # type: ignore[assignment]
+        self.finish(build)
+        self.reactor.advance(0)
+        self.assertEqual(self.kvm.remoteCalls, [("remoteGetWorkerInfo",)])
+
+    @defer.inlineCallbacks
+    def test_worker_that_cannot_be_told_is_no_harm(self) -> Any:
+        yield self.connect()
+        (build,) = self.check_starts(2)[:1]
+        self.kvm.remotePrint = lambda _: defer.fail(error.ConnectionLost())
+        self.finish(build)
+        self.reactor.advance(0)
+        self.assertTrue(self.woken.called)
+
+    @defer.inlineCallbacks
+    def test_nothing_is_asked_or_told_when_the_worker_is_gone(self) -> Any:
+        yield self.connect(slots=1, free=0)
+        self.check_starts(0)
+        self.reactor.advance(1)
+        self.check_starts(0)
+        pending: defer.Deferred[Any] = defer.Deferred()
+        self.kvm.answers = [pending]
+        self.reactor.advance(2)
+        build = self.start(using_a_machine(1))
+        self.kvm.loseConnection()
+        self.woken.reset_mock()
+        self.kvm.remoteCalls.clear()
+        self.finish(build)
+        self.reactor.advance(100)
+        self.assertEqual((self.kvm.remoteCalls, pending.called), ([], True))
+
+    @defer.inlineCallbacks
+    def test_worker_that_comes_back_tells_anew(self) -> Any:
+        yield self.connect(slots=1, free=0)
+        self.kvm.loseConnection()
+        yield self.reconnect(slots=4)
+        self.check_starts(4)
+
+    @defer.inlineCallbacks
+    def test_new_configuration_holds_at_once(self) -> Any:
+        yield self.connect(slots=4)
+        yield self.worker.reconfigServiceWithSibling(KVMWorker("kvm1", "password", machines_per_build=2))
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_worker_that_leaves_the_configuration_is_asked_no_more(self) -> Any:
+        yield self.connect(slots=1, free=0)
+        self.check_starts(0)
+        yield self.worker.disownServiceParent()
+        self.reactor.advance(100)
+        self.assertEqual(self.questions(), 0)
