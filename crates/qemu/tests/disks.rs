@@ -129,3 +129,101 @@ async fn a_missing_qemu_img_is_named() {
     let error = qemu.create_overlay(&base, &slot.path("overlay.qcow2")).await.expect_err("it is missing").to_string();
     assert!(error.contains("no program \"no-such-qemu-img\""), "{error}");
 }
+
+/// Lets `qemu-io` work on a disk that no machine uses.
+async fn io(disk: &std::path::Path, format: Format, commands: &[&str]) -> String {
+    let limits = Limits { deadline: common::DEADLINE, max_bytes: 1 << 16 };
+    let mut command = Command::new("qemu-io").inherit_env(["PATH"]).args(["-f", &format.to_string()]);
+    for text in commands {
+        command = command.args(["-c", text]);
+    }
+    let said = command.arg(disk).output(&limits).await.and_then(Output::into_success).expect("qemu-io is installed");
+    String::from_utf8_lossy(&said).into_owned()
+}
+
+#[tokio::test]
+async fn a_copy_of_an_overlay_has_all_that_lies_between_it_and_the_base() {
+    for format in [Format::Qcow2, Format::Raw] {
+        let (slot, qemu) = (Slot::new(), common::qemu().await);
+        let base = base(&slot, format).await;
+        io(&base.file, format, &["write -P 1 0 3M"]).await;
+        let between = Base { file: slot.path("between.qcow2"), format: Format::Qcow2 };
+        qemu.create_overlay(&base, &between.file).await.expect("created");
+        io(&between.file, Format::Qcow2, &["write -P 2 1M 64k"]).await;
+        let (overlay, copy) = (slot.path("overlay.qcow2"), slot.path("copy.qcow2"));
+        qemu.create_overlay(&between, &overlay).await.expect("created");
+        io(&overlay, Format::Qcow2, &["write -P 3 2M 64k", "write -z -u 64k 64k"]).await;
+        let before = fs::read(&overlay).expect("readable");
+
+        qemu.copy_overlay(&overlay, &base, &copy).await.expect("copied");
+
+        fs::remove_file(&between.file).expect("the copy does not need it");
+        let disk = qemu.disk(&copy).await.expect("understood");
+        assert_eq!((disk.backing, disk.virtual_size), (Some(base.file.clone()), 3 << 20));
+        assert!(disk.actual_size < 1 << 20, "only what differs is in it: {}", disk.actual_size);
+        let patterns =
+            ["read -P 1 0 64k", "read -P 0 64k 64k", "read -P 1 128k 896k", "read -P 2 1M 64k", "read -P 3 2M 64k"];
+        assert!(!io(&copy, Format::Qcow2, &patterns).await.contains("failed"));
+        assert!(fs::read(&overlay).expect("readable") == before);
+        assert_eq!(fs::metadata(&copy).expect("it is there").permissions().mode() & 0o777, 0o600);
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_can_not_be_made_leaves_nothing() {
+    let (slot, qemu) = (Slot::new(), common::qemu().await);
+    let base = base(&slot, Format::Raw).await;
+    let overlay = slot.path("overlay.qcow2");
+    qemu.create_overlay(&base, &overlay).await.expect("created");
+    io(&overlay, Format::Qcow2, &["write -P 3 0 3M"]).await;
+    let copies = || slot.remains().into_iter().filter(|name| name.starts_with("copy")).collect::<Vec<_>>();
+    let check = async |overlay: &std::path::Path, copy: &std::path::Path, expected: &str| {
+        let error = qemu.copy_overlay(overlay, &base, copy).await.expect_err("it can't be made").to_string();
+        assert!(error.contains(expected), "{error}");
+        assert_eq!(copies(), Vec::<String>::new());
+    };
+    check(&slot.path("none.qcow2"), &slot.path("copy.qcow2"), "can't read disk image").await;
+    check(&base.file, &slot.path("copy.qcow2"), "not a qcow2 image").await;
+    check(&overlay, &slot.path("none/copy.qcow2"), "No such file or directory").await;
+    // Given up before the end.
+    let copy = slot.path("copy.qcow2");
+    let mut copying = Box::pin(qemu.copy_overlay(&overlay, &base, &copy));
+    let begun = async {
+        while copies().is_empty() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::select! {
+        done = &mut copying => done.expect("copied before it could be given up"),
+        () = begun => {}
+    }
+    drop(copying);
+    fs::remove_file(&copy).ok();
+    assert_eq!(copies(), Vec::<String>::new());
+}
+
+/// A file system of its own that is too small: needs root, and is then the one way to see what a full disk does.
+#[tokio::test]
+async fn a_full_disk_is_told_and_nothing_is_left_on_it() {
+    let (slot, qemu) = (Slot::new(), common::qemu().await);
+    let base = base(&slot, Format::Raw).await;
+    let overlay = slot.path("overlay.qcow2");
+    qemu.create_overlay(&base, &overlay).await.expect("created");
+    io(&overlay, Format::Qcow2, &["write -P 3 0 3M"]).await;
+    let small = slot.path("small");
+    fs::create_dir(&small).expect("made");
+    let limits = Limits { deadline: common::DEADLINE, max_bytes: 1 << 16 };
+    let run = async |program: &str, args: &[&str]| {
+        let command = Command::new(program).inherit_env(["PATH"]).args(args).arg(&small);
+        command.output(&limits).await.and_then(Output::into_success)
+    };
+    if let Err(error) = run("mount", &["-t", "tmpfs", "-o", "size=1M", "tmpfs"]).await {
+        eprintln!("skipped: only root can mount a small file system: {error}");
+        return;
+    }
+    let error = qemu.copy_overlay(&overlay, &base, &small.join("copy.qcow2")).await;
+    let left = fs::read_dir(&small).expect("readable").count();
+    run("umount", &[]).await.expect("unmounted");
+    assert!(matches!(error, Err(DiskError::Full { .. })), "{error:?}");
+    assert_eq!(left, 0);
+}

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use crate::config::Overrides;
+use crate::control::ImageName;
 
 /// A Buildbot worker that runs builds in fresh QEMU/KVM machines.
 #[derive(Debug, Parser)]
@@ -38,8 +39,40 @@ pub(crate) enum Verb {
         /// The slot, as the step that kept the machine says it.
         slot: u16,
     },
+    /// See the generations of images, and go back to an earlier one.
+    Image {
+        #[command(subcommand)]
+        verb: ImageVerb,
+    },
     /// Print a configuration file with every key, its default and what it does.
     PrintConfig,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ImageVerb {
+    /// List the generations of an image, or of all, with the one that machines start from.
+    ///
+    /// Exit status: 0; 1 if no worker runs or there is no such image; 2 if the configuration or the command line can't be
+    /// used.
+    Generations {
+        #[command(flatten)]
+        worker: Worker,
+        /// The image.
+        image: Option<ImageName>,
+    },
+    /// Have machines start from another generation of an image from now on.
+    ///
+    /// Those that run, and disks that persist, stay on theirs. What builds save later is numbered on from the newest, and
+    /// becomes the current one unless it contains what was gone back from. Exit status: 0; 1 if no worker runs or there is no
+    /// such image or generation; 2 if the configuration or the command line can't be used.
+    Rollback {
+        #[command(flatten)]
+        worker: Worker,
+        /// The image.
+        image: ImageName,
+        /// The generation; the one before the current one if it is left out. 1 is the image's disk as configured.
+        generation: Option<u32>,
+    },
 }
 
 /// Which worker is meant.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use protocol::command::Placement;
+use protocol::command::{Name, Placement};
 use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -17,13 +17,13 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
-use crate::control::{self, Answer, Question, Response};
+use crate::control::{self, Answer, GenerationLine, Origin, Question, Response};
 use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
-use crate::pool::{Machine, Owner, Pool, Scope, VmError};
+use crate::pool::{Generation, Machine, Manifest, Owner, Pool, Scope, VmError};
 
 /// How many events of the line may wait for the main loop.
 const LINE_EVENTS: usize = 16;
@@ -285,15 +285,14 @@ impl Daemon {
     /// Does what a person asks, without waiting for the end of it.
     fn answer(&self, Question { request, answer }: Question) {
         let pool = self.pool.clone();
-        match request {
-            control::Request::Release { slot } => tokio::spawn(async move {
-                let response = match pool.release_slot(slot).await {
-                    Ok(stopped) => Response::Done(Answer::Released { slot, how: stopped.how }),
-                    Err(error) => Response::Refused(error.to_string()),
-                };
-                let _ = answer.send(response);
-            }),
-        };
+        tokio::spawn(async move {
+            let done = carry_out(&pool, request).await;
+            // Who asked may have gone.
+            let _ = answer.send(match done {
+                Ok(done) => Response::Done(done),
+                Err(error) => Response::Refused(format!("{error:#}")),
+            });
+        });
     }
 
     fn start_command(&mut self, start: StartCommand) -> Reply {
@@ -413,6 +412,41 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// Does what a person asks.
+async fn carry_out(pool: &Pool, request: control::Request) -> anyhow::Result<Answer> {
+    match request {
+        control::Request::Release { slot } => {
+            let stopped = pool.release_slot(slot).await?;
+            Ok(Answer::Released { slot, how: stopped.how })
+        }
+        control::Request::Generations { image } => {
+            let images = pool.generations(image.as_ref().map(|image| &image.0))?;
+            let lines = images.into_iter().flat_map(|(image, generations)| {
+                generations.into_iter().map(move |generation| generation_line(&image, generation))
+            });
+            Ok(Answer::Generations(lines.collect()))
+        }
+        control::Request::Rollback { image, generation } => {
+            // Files are written.
+            let (pool, name) = (pool.clone(), image.0.clone());
+            let number = tokio::task::spawn_blocking(move || pool.roll_back(&name, generation)).await??;
+            Ok(Answer::RolledBack { image: image.into(), generation: number })
+        }
+    }
+}
+
+fn generation_line(image: &Name, generation: Generation) -> GenerationLine {
+    let Generation { number, current, machines, manifest } = generation;
+    let origin = match manifest {
+        None => Origin::Configured,
+        Some(Err(why)) => Origin::Damaged { why },
+        Some(Ok(Manifest { saved, builder, build, from_image, from, size, .. })) => {
+            Origin::Saved { at: saved, builder, build, from_image, from, bytes: size }
+        }
+    };
+    GenerationLine { image: image.to_string(), generation: number, current, machines, origin }
 }
 
 /// How long a person who asks for something waits for its end: all of it is done by then that is done at all.

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Import, Run, Verb, Worker};
+use crate::cli::{Cli, ImageVerb, Import, Run, Verb, Worker};
 use crate::config::{Config, Overrides};
 use crate::control::Request;
 
@@ -36,6 +36,10 @@ fn main() -> ExitCode {
         Verb::Run(run) => serve(&run),
         Verb::Import(import) => take_over(&import),
         Verb::Release { worker, slot } => ask(&worker, &Request::Release { slot }),
+        Verb::Image { verb: ImageVerb::Generations { worker, image } } => ask(&worker, &Request::Generations { image }),
+        Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
+            ask(&worker, &Request::Rollback { image, generation })
+        }
         Verb::PrintConfig => {
             print!("{}", config::DEFAULT_FILE);
             ExitCode::SUCCESS

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use protocol::command::{Direction, Disposal, Mode, VmCopy, VmInfo, VmStart, VmStop};
+use protocol::command::{Direction, Disposal, Name, VmCopy, VmInfo, VmStart, VmStop};
 use protocol::{Command, Update, Value};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::console::Console;
 use super::{Context, Failure, conclude};
 use crate::output::Reporter;
-use crate::pool::{Held, Hold, Machine, Order, Owner, Pool, Progress, Stopped, VmError};
+use crate::pool::{Held, Hold, Machine, Order, Owner, Pool, Progress, Saved, Stopped, VmError};
 
 /// The exit status of a VM command that was refused or failed.
 const FAILED: i32 = 1;
@@ -195,6 +195,10 @@ impl Work<'_> {
             // What is not there any more holds nothing; its name is given up.
             Err(VmError::Lost { reason } | VmError::Expired { reason }) => {
                 self.pool.stop(&owner, None).await;
+                if let Disposal::Save(image) = &stop.disposal {
+                    let (vm, image) = (stop.vm.clone(), image.clone());
+                    return Err(VmError::SaveFailed { vm, image, why: reason }.into());
+                }
                 self.say(reason).await;
                 return Ok(());
             }
@@ -203,10 +207,32 @@ impl Work<'_> {
         match &stop.disposal {
             Disposal::End => self.end(stop, &owner, &machine).await,
             Disposal::Keep(time) => self.keep(stop, &owner, *time).await,
-            Disposal::Save(_) => {
-                Err(Refusal { reason: "vm_save_failed", sentence: "saving is not possible yet".to_owned() })
-            }
+            Disposal::Save(image) => self.save(stop, image, &owner, &machine).await,
         }
+    }
+
+    async fn save(&self, stop: &VmStop, image: &Name, owner: &Owner, machine: &Machine) -> Result<(), Refusal> {
+        self.say(format!("shutting down vm '{}' in slot {}, to save its disk", stop.vm, machine.facts.slot)).await;
+        let (progress, _) = StartProgress::new(self.reporter);
+        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let saved = tokio::select! {
+            saved = self.pool.save(owner, image, stop.timeout, &progress) => saved,
+            never = shown.follow() => match never {},
+        };
+        shown.catch_up().await;
+        let Saved { stopped, published } = saved?;
+        let number = published.number;
+        self.say(format!("image '{image}' has generation {number} now")).await;
+        if !published.current {
+            self.say(format!(
+                "machines do not start from it, as the image was rolled back; to change that: kvm-worker image rollback \
+                 {image} {number}"
+            ))
+            .await;
+        }
+        let more = [("image", Value::from(image.as_str())), ("generation", Value::Int(number.into()))];
+        self.report_stopped(stop, machine.facts.slot, &stopped, more).await;
+        Ok(())
     }
 
     async fn end(&self, stop: &VmStop, owner: &Owner, machine: &Machine) -> Result<(), Refusal> {
@@ -244,7 +270,7 @@ impl Work<'_> {
         .await;
         self.say(format!("  {login}")).await;
         self.say(format!("to end it before that: kvm-worker release {slot}")).await;
-        if machine.facts.mode == Mode::Persistent {
+        if machine.is_persistent() {
             self.say("its persistent disk stays in use until then, and builds that want it wait".to_owned()).await;
         }
         let report = [

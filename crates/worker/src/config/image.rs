@@ -41,6 +41,8 @@ pub(crate) struct Image {
     pub shutdown: Option<String>,
     /// What it can reach beside its private networks.
     pub outside: Outside,
+    /// How many saved generations are kept, beside those in use.
+    pub keep_generations: usize,
     /// How long booting may take, up to the first command over ssh.
     pub boot_timeout: Duration,
     /// More arguments for QEMU.
@@ -110,6 +112,7 @@ impl Image {
                 "closed" => Ok(Outside::Closed),
                 _ => Err("\"open\" or \"closed\""),
             }),
+            keep_generations: usize::from(section.number("keep_generations", 1..=1000_u16, 3)),
             boot_timeout: section.seconds("boot_timeout", 1.0..=3600.0, 120.0),
             qemu_args: section.or("qemu_args", Vec::new()),
             guest_basedir: section.parsed("guest_basedir", PathBuf::from("/home/buildbot"), absolute_path),

@@ -1,5 +1,6 @@
 use std::fmt;
 
+use protocol::command::Name;
 use serde::{Deserialize, Serialize};
 
 /// What is asked of a worker.
@@ -11,6 +12,45 @@ pub(crate) enum Request {
         /// The slot's number.
         slot: u16,
     },
+    /// Tells the generations of an image, or of all.
+    Generations {
+        /// The image.
+        image: Option<ImageName>,
+    },
+    /// Has machines start from another generation of an image.
+    Rollback {
+        /// The image.
+        image: ImageName,
+        /// The generation; the one before the current one if absent.
+        generation: Option<u32>,
+    },
+}
+
+/// The name of an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub(crate) struct ImageName(pub Name);
+
+impl std::str::FromStr for ImageName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Name::new(text).map(ImageName).ok_or_else(|| format!("'{text}' is no name of an image"))
+    }
+}
+
+impl TryFrom<String> for ImageName {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<ImageName> for String {
+    fn from(name: ImageName) -> Self {
+        name.0.to_string()
+    }
 }
 
 /// What the worker says to it.
@@ -34,12 +74,182 @@ pub(crate) enum Answer {
         /// What ended it.
         how: String,
     },
+    /// The generations of images, by name and number.
+    Generations(Vec<GenerationLine>),
+    /// Machines start from another generation now.
+    RolledBack {
+        /// Of this image.
+        image: String,
+        /// Which one.
+        generation: u32,
+    },
+}
+
+/// What is told of a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct GenerationLine {
+    pub image: String,
+    pub generation: u32,
+    /// Whether machines start from it.
+    pub current: bool,
+    /// How many machines stand on it; not counted for the first.
+    pub machines: usize,
+    pub origin: Origin,
+}
+
+/// Where a generation comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Origin {
+    /// It is the image's disk as the configuration has it.
+    Configured,
+    /// A build saved it.
+    Saved {
+        /// When, in seconds since the epoch.
+        at: u64,
+        builder: String,
+        build: Option<u64>,
+        /// The image and generation the build's machine was started from.
+        from_image: String,
+        from: u32,
+        /// How large its file is, in bytes.
+        bytes: u64,
+    },
+    /// It can't be used.
+    Damaged {
+        /// Why not.
+        why: String,
+    },
 }
 
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Answer::Released { slot, how } => writeln!(f, "the machine in slot {slot} has ended ({how})"),
+            Answer::Generations(lines) => lines.iter().try_for_each(|line| writeln!(f, "{line}")),
+            Answer::RolledBack { image, generation } => {
+                writeln!(f, "machines of image '{image}' start from generation {generation} now")
+            }
         }
+    }
+}
+
+/// `debian 3 (current): saved 2026-11-22 18:04 UTC by nightly (build 17) from generation 2, 312 MB, 1 machine`
+impl fmt::Display for GenerationLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let GenerationLine { image, generation, current, machines, origin } = self;
+        write!(f, "{image} {generation}{}: ", if *current { " (current)" } else { "" })?;
+        match origin {
+            Origin::Configured => return write!(f, "the disk of the configuration"),
+            Origin::Damaged { why } => return write!(f, "damaged: {why}"),
+            Origin::Saved { at, builder, build, from_image, from, bytes } => {
+                write!(f, "saved {} by {builder}", Utc(*at))?;
+                if let Some(build) = build {
+                    write!(f, " (build {build})")?;
+                }
+                write!(f, " from ")?;
+                if from_image != image {
+                    write!(f, "{from_image} ")?;
+                }
+                write!(f, "generation {from}, {} MB", bytes.div_ceil(1_000_000))?;
+            }
+        }
+        match machines {
+            0 => Ok(()),
+            1 => write!(f, ", 1 machine"),
+            _ => write!(f, ", {machines} machines"),
+        }
+    }
+}
+
+/// A time in seconds since the epoch, to the minute.
+struct Utc(u64);
+
+impl fmt::Display for Utc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (mut days, minutes) = (self.0 / 86400, self.0 % 86400 / 60);
+        let is_leap = |year: u64| year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
+        let mut year = 1970;
+        while days >= 365 + u64::from(is_leap(year)) {
+            days -= 365 + u64::from(is_leap(year));
+            year += 1;
+        }
+        let mut month = 1;
+        for length in [31, 28 + u64::from(is_leap(year)), 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+            if days < length {
+                break;
+            }
+            days -= length;
+            month += 1;
+        }
+        write!(f, "{year}-{month:02}-{:02} {:02}:{:02} UTC", days + 1, minutes / 60, minutes % 60)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_dates() {
+        let check = |seconds, expected: &str| assert_eq!(Utc(seconds).to_string(), expected);
+        check(0, "1970-01-01 00:00 UTC");
+        check(951_782_399, "2000-02-28 23:59 UTC");
+        check(951_782_400, "2000-02-29 00:00 UTC");
+        check(1_735_689_599, "2024-12-31 23:59 UTC");
+        check(1_795_375_440, "2026-11-22 19:24 UTC");
+    }
+
+    #[test]
+    fn a_generation_is_a_line() {
+        let line = |current, machines, origin| GenerationLine {
+            image: "debian".to_owned(),
+            generation: 3,
+            current,
+            machines,
+            origin,
+        };
+        let saved = |from_image: &str, build| Origin::Saved {
+            at: 1_795_375_440,
+            builder: "nightly".to_owned(),
+            build,
+            from_image: from_image.to_owned(),
+            from: 2,
+            bytes: 311_000_001,
+        };
+        let check = |line: GenerationLine, expected: &str| assert_eq!(line.to_string(), expected);
+        check(line(false, 0, Origin::Configured), "debian 3: the disk of the configuration");
+        check(line(true, 0, Origin::Damaged { why: "no disk".to_owned() }), "debian 3 (current): damaged: no disk");
+        check(
+            line(true, 1, saved("debian", Some(17))),
+            "debian 3 (current): saved 2026-11-22 19:24 UTC by nightly (build 17) from generation 2, 312 MB, 1 machine",
+        );
+        check(
+            line(false, 2, saved("plain", None)),
+            "debian 3: saved 2026-11-22 19:24 UTC by nightly from plain generation 2, 312 MB, 2 machines",
+        );
+    }
+
+    #[test]
+    fn requests_are_understood_as_they_are_written() {
+        let check = |text: &str, expected: Option<Request>| {
+            assert_eq!(serde_json::from_str(text).ok(), expected, "{text}");
+            if let Some(request) = expected {
+                let again = serde_json::to_string(&request).expect("it can be written");
+                assert_eq!(serde_json::from_str::<Request>(&again).ok(), Some(request), "{again}");
+            }
+        };
+        let image = || ImageName(Name::new("debian").expect("a name"));
+        check(r#"{"verb":"release","slot":3}"#, Some(Request::Release { slot: 3 }));
+        check(r#"{"verb":"generations"}"#, Some(Request::Generations { image: None }));
+        check(r#"{"verb":"generations","image":"debian"}"#, Some(Request::Generations { image: Some(image()) }));
+        check(r#"{"verb":"rollback","image":"debian"}"#, Some(Request::Rollback { image: image(), generation: None }));
+        check(
+            r#"{"verb":"rollback","image":"debian","generation":2}"#,
+            Some(Request::Rollback { image: image(), generation: Some(2) }),
+        );
+        check(r#"{"verb":"rollback"}"#, None);
+        check(r#"{"verb":"rollback","image":"../debian"}"#, None);
+        check(r#"{"verb":"rollback","image":"debian","generation":-1}"#, None);
     }
 }

@@ -41,7 +41,8 @@ async fn a_question_gets_its_answer_and_only_who_may_ask_asks() {
     assert_eq!(mode & 0o777, 0o660);
     let answer = async {
         for _ in 0..2 {
-            let Question { request: Request::Release { slot }, answer } = server.next().await;
+            let Question { request, answer } = server.next().await;
+            let Request::Release { slot } = request else { panic!("not {request:?}") };
             let response = match slot {
                 1 => Response::Done(Answer::Released { slot, how: "quit".to_owned() }),
                 _ => Response::Refused(format!("no machine runs in slot {slot}")),

@@ -9,7 +9,8 @@ use protocol::command::{Mode, Name};
 use ssh::{ConnectError, HostKeyPolicy, NotReady};
 use tokio::time::Instant;
 
-use super::machine::{self, CONSOLE_TAIL, Facts, Login, Machine, description, with_console};
+use super::generations::{Generations, Ground};
+use super::machine::{CONSOLE_TAIL, Facts, Login, Machine, description, with_console};
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -25,7 +26,7 @@ impl Pool {
         progress: &dyn Progress,
     ) -> Result<Arc<Machine>, VmError> {
         let asked = Instant::now();
-        let lease = self.lease(&order, progress).await?;
+        let mut lease = self.lease(&order, progress).await?;
         let slot = lease.slot().clone();
         let failed = |why: String| VmError::BootFailed {
             vm: order.owner.vm.clone(),
@@ -40,13 +41,17 @@ impl Pool {
             None => Ok((None, None)),
         }
         .map_err(|error| failed(format!("{error:#}")))?;
+        let ground = ground(hypervisor, &self.0.generations, &order.image, &lease).await;
+        let ground = ground.map_err(|error| failed(format!("{error:#}")))?;
+        let (generation, host_key) = (ground.number, ground.host_key.clone());
+        lease.stand_on(ground);
         let vm =
             run_qemu(hypervisor, &order, &image, &lease, cable).await.map_err(|error| failed(format!("{error:#}")))?;
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
         let answer = async {
-            let login = self.answer(&slot, &order.image, &image, timeout).await?;
+            let login = self.answer(&slot, &order.image, &image, host_key.as_deref(), timeout).await?;
             if let Some(membership) = &membership {
                 membership.set_address(&login.session, &image.profile).await?;
             }
@@ -67,6 +72,7 @@ impl Pool {
             pid: vm.pid(),
             image_name: order.image.clone(),
             mode: order.mode,
+            generation,
             network: membership.as_ref().map(|place| (place.network().clone(), place.address())),
             took: asked.elapsed(),
             owner: order.owner.clone(),
@@ -131,9 +137,16 @@ impl Pool {
     }
 
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.
-    async fn answer(&self, slot: &Slot, name: &Name, image: &Image, timeout: Duration) -> Result<Login, Unanswered> {
+    async fn answer(
+        &self,
+        slot: &Slot,
+        name: &Name,
+        image: &Image,
+        of_generation: Option<&str>,
+        timeout: Duration,
+    ) -> Result<Login, Unanswered> {
         let host_keys = &self.0.host_keys;
-        let host_key = host_keys.policy(name, image)?;
+        let host_key = host_keys.policy(name, image, of_generation)?;
         let learning = matches!(host_key, HostKeyPolicy::Learn);
         let target = ssh::Target {
             address: (std::net::Ipv4Addr::LOCALHOST, slot.ssh_port()).into(),
@@ -143,7 +156,7 @@ impl Pool {
         };
         let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &ssh::Readiness::within(timeout)).await;
         let session = ready.map_err(|error| match (&error, &image.host_key) {
-            (NotReady::Refused(ConnectError::HostKeyMismatch { .. }), None) => {
+            (NotReady::Refused(ConnectError::HostKeyMismatch { .. }), None) if of_generation.is_none() => {
                 anyhow!("{error}; remove {} to learn the key anew", host_keys.file(name).display())
             }
             _ => error.into(),
@@ -157,6 +170,24 @@ impl Pool {
     }
 }
 
+/// Makes the machine's disk and returns what it stands on.
+async fn ground(
+    hypervisor: &Hypervisor,
+    generations: &Generations,
+    image: &Name,
+    lease: &Lease,
+) -> anyhow::Result<Ground> {
+    make_private_directory(lease.slot().directory())?;
+    match lease.disk() {
+        Some(disk) => disk.open(&hypervisor.qemu, generations).await,
+        None => {
+            let ground = generations.current(image)?;
+            hypervisor.qemu.create_overlay(&ground.base, &lease.slot().overlay()).await?;
+            Ok(ground)
+        }
+    }
+}
+
 async fn run_qemu(
     hypervisor: &Hypervisor,
     order: &Order,
@@ -165,15 +196,8 @@ async fn run_qemu(
     cable: Option<qemu::Cable>,
 ) -> anyhow::Result<qemu::Vm> {
     let slot = lease.slot();
-    make_private_directory(slot.directory())?;
     let overlay = slot.overlay();
-    let disk = match lease.disk() {
-        Some(disk) => disk.open(&hypervisor.qemu, image).await?,
-        None => {
-            hypervisor.qemu.create_overlay(&machine::base(image), &overlay).await?;
-            &overlay
-        }
-    };
+    let disk = lease.disk().map_or(overlay.as_path(), |disk| disk.path());
     let description = description(image, order, slot, disk, hypervisor.accelerator);
     let files =
         qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };

@@ -1,7 +1,7 @@
 //! Disks that outlive their machines: one for each image and VM name, used by one machine at a time.
 
-use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
+use std::collections::{BTreeSet, HashMap};
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,7 +10,8 @@ use protocol::command::Name;
 use serde::{Deserialize, Serialize};
 use tokio::sync::OwnedMutexGuard;
 
-use crate::config::Image;
+use super::generations::{FIRST, Generations, Ground};
+use super::identity::DiskIdentity;
 
 /// The disks that persist, below one directory.
 #[derive(Debug)]
@@ -23,16 +24,22 @@ pub(crate) struct Disks {
 #[derive(Debug)]
 pub(crate) struct DiskLock {
     path: PathBuf,
+    image: Name,
     _guard: OwnedMutexGuard<()>,
 }
 
-/// What an overlay was made on. An overlay on another disk of the same name is not the same disk but a corrupt one.
+/// What is noted of a disk: what its overlay was made on.
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Base {
-    file: PathBuf,
-    size: u64,
-    modified_s: i64,
-    modified_ns: i64,
+struct Note {
+    #[serde(flatten)]
+    base: DiskIdentity,
+    /// The generation of the image that this is.
+    #[serde(default = "first")]
+    generation: u32,
+}
+
+fn first() -> u32 {
+    FIRST
 }
 
 impl Disks {
@@ -47,22 +54,28 @@ impl Disks {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(locks.entry(path.clone()).or_default())
         };
-        DiskLock { path, _guard: lock.lock_owned().await }
+        DiskLock { path, image: image.clone(), _guard: lock.lock_owned().await }
     }
 }
 
 impl DiskLock {
-    /// The disk, made on the image's if it is not there yet.
+    /// Where the disk is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the disk on the image's current generation if it is not there yet, and returns what it stands on.
     ///
     /// # Errors
-    /// The image's disk is another one than the overlay was made on, or a file can't be made.
-    pub(crate) async fn open(&self, qemu: &qemu::Qemu, image: &Image) -> anyhow::Result<&Path> {
-        let base = Base::of(&image.disk)?;
-        let note = self.path.with_extension("base.json");
+    /// What the disk was made on is another one now, or a file can't be made.
+    pub(super) async fn open(&self, qemu: &qemu::Qemu, generations: &Generations) -> anyhow::Result<Ground> {
+        let note = self.path.with_extension(NOTE);
         if self.path.exists() {
-            let text = std::fs::read(&note).with_context(|| format!("read {}", note.display()))?;
-            let noted: Base = serde_json::from_slice(&text).with_context(|| format!("read {}", note.display()))?;
-            if noted != base {
+            let Note { base, generation } = read_note(&note)?;
+            let ground = generations.at(&self.image, generation).with_context(|| {
+                format!("the persistent disk {} stands on an older generation", self.path.display())
+            })?;
+            if base != DiskIdentity::of(&ground.base.file)? {
                 bail!(
                     "{} was replaced or changed since the persistent disk {} was made on it; put the old one back, or \
                      remove the persistent disk to begin anew",
@@ -70,25 +83,79 @@ impl DiskLock {
                     self.path.display()
                 );
             }
-            return Ok(&self.path);
+            return Ok(ground);
         }
+        let ground = generations.current(&self.image)?;
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         // The note first: an overlay without one could not be trusted.
-        std::fs::write(&note, serde_json::to_vec(&base)?).with_context(|| format!("write {}", note.display()))?;
-        qemu.create_overlay(&super::machine::base(image), &self.path).await?;
-        Ok(&self.path)
+        let text = Note { base: DiskIdentity::of(&ground.base.file)?, generation: ground.number };
+        std::fs::write(&note, serde_json::to_vec(&text)?).with_context(|| format!("write {}", note.display()))?;
+        qemu.create_overlay(&ground.base, &self.path).await?;
+        Ok(ground)
     }
 }
 
-impl Base {
-    fn of(file: &Path) -> anyhow::Result<Self> {
-        let metadata = std::fs::metadata(file).with_context(|| format!("read the image's disk {}", file.display()))?;
-        Ok(Base {
-            file: file.to_owned(),
-            size: metadata.len(),
-            modified_s: metadata.mtime(),
-            modified_ns: metadata.mtime_nsec(),
-        })
+/// What the name of a disk's note ends in.
+const NOTE: &str = "base.json";
+
+/// The directory of the disks that persist.
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("disks")
+}
+
+/// What the persistent disks of an image stand on.
+///
+/// # Errors
+/// A note can't be read, so that it is not known what its disk stands on.
+pub(super) fn bases(disks: &Path, image: &Name) -> anyhow::Result<BTreeSet<PathBuf>> {
+    let directory = disks.join(image.as_str());
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", directory.display())),
+    };
+    let mut bases = BTreeSet::new();
+    for entry in entries {
+        let path = entry.with_context(|| format!("read {}", directory.display()))?.path();
+        if path.to_string_lossy().ends_with(NOTE) {
+            bases.insert(read_note(&path)?.base.file);
+        }
+    }
+    Ok(bases)
+}
+
+fn read_note(path: &Path) -> anyhow::Result<Note> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(MAX_NOTE).read_to_string(&mut text));
+    read.with_context(|| format!("read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+}
+
+/// The largest note that is read, in bytes.
+const MAX_NOTE: u64 = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_say_what_disks_stand_on() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let image = Name::new("debian").expect("a name");
+        let of_image = directory.path().join("debian");
+        assert_eq!(bases(directory.path(), &image).expect("nothing is no error"), BTreeSet::new());
+        std::fs::create_dir(&of_image).expect("made");
+        let write = |name: &str, text: &str| std::fs::write(of_image.join(name), text).expect("written");
+        // As it was written before there were generations.
+        write("old.base.json", r#"{"file":"/a.qcow2","size":1,"modified_s":2,"modified_ns":3}"#);
+        write("new.base.json", r#"{"file":"/b.qcow2","size":1,"modified_s":2,"modified_ns":3,"generation":4}"#);
+        write("new.qcow2", "not a note");
+        let expected = ["/a.qcow2", "/b.qcow2"].map(PathBuf::from).into();
+        assert_eq!(bases(directory.path(), &image).expect("understood"), expected);
+        assert_eq!(read_note(&of_image.join("old.base.json")).expect("understood").generation, 1);
+        assert_eq!(read_note(&of_image.join("new.base.json")).expect("understood").generation, 4);
+        write("broken.base.json", "{");
+        assert!(bases(directory.path(), &image).is_err());
     }
 }

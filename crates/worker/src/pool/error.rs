@@ -29,6 +29,9 @@ pub(crate) enum VmError {
     /// It can't be stopped.
     #[error("stop vm '{vm}': {why}")]
     StopFailed { vm: Name, why: String },
+    /// Its disk is not saved.
+    #[error("save vm '{vm}' as image '{image}': {why}")]
+    SaveFailed { vm: Name, image: Name, why: String },
     /// QEMU or the guest did not come up.
     #[error("start vm '{vm}' of image '{image}' in slot {slot}: {why}")]
     BootFailed { vm: Name, image: Name, slot: u16, why: String },
@@ -63,6 +66,7 @@ impl VmError {
             VmError::NoSuchImage { .. } => "vm_no_such_image",
             VmError::PoolFull { .. } | VmError::DiskInUse { .. } => "vm_pool_full",
             VmError::StopFailed { .. } => "vm_stop_failed",
+            VmError::SaveFailed { .. } => "vm_save_failed",
             VmError::BootFailed { .. } => "vm_boot_failed",
             VmError::AlreadyRunning(_) => "vm_already_running",
             VmError::NotRunning(_) | VmError::BeingStarted(_) => "vm_not_running",

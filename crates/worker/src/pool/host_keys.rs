@@ -22,9 +22,19 @@ impl HostKeys {
     }
 
     /// What to expect of a guest of this image.
-    pub(crate) fn policy(&self, name: &Name, image: &Image) -> anyhow::Result<HostKeyPolicy> {
+    /// `of_generation` is the key of the guest that a generation was saved from, which its next one has, too.
+    pub(crate) fn policy(
+        &self,
+        name: &Name,
+        image: &Image,
+        of_generation: Option<&str>,
+    ) -> anyhow::Result<HostKeyPolicy> {
         if let Some(key) = &image.host_key {
             return Ok(HostKeyPolicy::Pinned(key.clone()));
+        }
+        if let Some(line) = of_generation {
+            let key = line.parse::<HostKey>().context("understand the host key in the generation's manifest")?;
+            return Ok(HostKeyPolicy::Pinned(key));
         }
         let file = self.file(name);
         match std::fs::read_to_string(&file) {

@@ -40,6 +40,8 @@ pub(crate) struct Facts {
     pub pid: u32,
     pub image_name: Name,
     pub mode: Mode,
+    /// The generation of the image that its disk was made on.
+    pub generation: u32,
     /// From the request to the guest's first command.
     pub took: Duration,
     /// The private network it is on, and its address there.
@@ -72,6 +74,13 @@ pub(crate) struct Stopped {
     /// What ended it, such as `powerdown` or `quit`.
     pub how: String,
     pub after: Duration,
+}
+
+impl From<qemu::Ended> for Stopped {
+    fn from(ended: qemu::Ended) -> Self {
+        let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
+        Stopped { how, after: ended.after }
+    }
 }
 
 /// The way into a guest, and what commands find there.
@@ -229,7 +238,7 @@ impl Machine {
             Status::Died { reason: with_console(&sentence, &console) }
         };
         drop(self.membership.lock().unwrap_or_else(PoisonError::into_inner).take());
-        drop(self.lease.lock().unwrap_or_else(PoisonError::into_inner).take());
+        drop(self.take_lease());
         self.ended(status);
         self.gone.send_replace(true);
         self.status()
@@ -257,27 +266,38 @@ impl Machine {
         let ended = self.shut_down(patience).await?;
         // Whoever asks for a stop may count on the slot.
         let _ = self.gone.subscribe().wait_for(|gone| *gone).await;
-        let how = ended.rung.map_or_else(|| "it had ended already".to_owned(), |rung| rung.to_string());
-        Ok(Stopped { how, after: ended.after })
+        Ok(ended.into())
     }
 
     async fn shut_down(&self, patience: Duration) -> Result<qemu::Ended, VmError> {
-        let shutdown = match self.facts.mode {
-            Mode::Fresh => Shutdown::from(Rung::Quit),
-            Mode::Persistent => {
-                let patience = Patience {
-                    // The power button gets a part of the time, for a guest whose command has no effect.
-                    guest: patience - patience / 4,
-                    powerdown: patience / 4,
-                    ..Patience::default()
-                };
-                match &self.image.shutdown {
-                    Some(command) => Shutdown::by_guest(power_off(self.login().session.clone(), command.clone())),
-                    None => Shutdown::from(Rung::Powerdown),
-                }
-                .patience(patience)
-            }
+        match self.facts.mode {
+            Mode::Fresh => self.climb(Shutdown::from(Rung::Quit)).await,
+            Mode::Persistent => self.shut_down_politely(patience).await,
+        }
+    }
+
+    /// Takes what only this machine may use from it, so that it is not given back with the machine's end.
+    pub(super) fn take_lease(&self) -> Option<Lease> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// Shuts it down as one whose disk is kept.
+    pub(super) async fn shut_down_politely(&self, patience: Duration) -> Result<qemu::Ended, VmError> {
+        self.stopping.store(true, Ordering::Relaxed);
+        let patience = Patience {
+            // The power button gets a part of the time, for a guest whose command has no effect.
+            guest: patience - patience / 4,
+            powerdown: patience / 4,
+            ..Patience::default()
         };
+        let shutdown = match &self.image.shutdown {
+            Some(command) => Shutdown::by_guest(power_off(self.login().session.clone(), command.clone())),
+            None => Shutdown::from(Rung::Powerdown),
+        };
+        self.climb(shutdown.patience(patience)).await
+    }
+
+    async fn climb(&self, shutdown: Shutdown) -> Result<qemu::Ended, VmError> {
         self.vm.shutdown(shutdown).await.map_err(|stuck| {
             // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
             error!(slot = self.facts.slot, "{stuck}");
@@ -309,7 +329,7 @@ impl Machine {
             ("pid", number(self.facts.pid)),
             ("image", self.facts.image_name.as_str().into()),
             ("mode", self.facts.mode.as_str().into()),
-            ("generation", number(GENERATION)),
+            ("generation", number(self.facts.generation)),
             ("how", "boot".into()),
             ("seconds", self.facts.took.as_secs_f64().into()),
         ];
@@ -336,9 +356,6 @@ async fn power_off(session: Session, command: String) -> Result<(), String> {
     }
     Ok(())
 }
-
-/// The generation of an image's disk as the configuration gives it.
-const GENERATION: u32 = 1;
 
 /// How much of the console is shown for a machine that failed, in bytes.
 pub(super) const CONSOLE_TAIL: usize = 4000;

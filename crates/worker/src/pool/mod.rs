@@ -5,12 +5,15 @@
 mod boot;
 mod disks;
 mod error;
+mod generations;
 mod guest_command;
 mod hold;
 mod host_keys;
+mod identity;
 mod machine;
 mod network;
 mod registry;
+mod save;
 mod slot;
 mod slots;
 mod state_dir;
@@ -28,10 +31,13 @@ use tracing::{Instrument, info, info_span, warn};
 
 use crate::config::{self, Config, Image};
 pub(crate) use error::VmError;
+use generations::Generations;
+pub(crate) use generations::{Generation, Manifest};
 pub(crate) use hold::{Held, Hold};
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped};
 pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
+pub(crate) use save::Saved;
 use slot::Slot;
 pub(crate) use slots::Census;
 use slots::Slots;
@@ -77,6 +83,7 @@ struct Inner {
     hypervisor: Option<Hypervisor>,
     slots: Slots,
     disks: disks::Disks,
+    generations: Generations,
     host_keys: host_keys::HostKeys,
     networks: network::Networks,
     machines: Mutex<Registry<Machine>>,
@@ -132,11 +139,13 @@ impl Pool {
                 warn!(image = %name, disk = %image.disk.display(), "an image's disk can't be read: {error}");
             }
         }
+        let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
         Ok(Pool(Arc::new(Inner {
-            images: config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect(),
+            generations: Generations::open(&pool.state_dir, &images),
+            images,
             hypervisor,
             slots,
-            disks: disks::Disks::new(pool.state_dir.join("disks")),
+            disks: disks::Disks::new(disks::directory(&pool.state_dir)),
             host_keys: host_keys::HostKeys::new(pool.state_dir.join("host_keys")),
             networks: network::Networks::default(),
             machines: Mutex::new(Registry::new()),
@@ -154,8 +163,7 @@ impl Pool {
     pub(crate) async fn start(&self, order: Order, progress: &dyn Progress) -> Result<Arc<Machine>, VmError> {
         let image = self.0.images.get(&order.image).cloned();
         let (Some(image), Some(hypervisor)) = (image, &self.0.hypervisor) else {
-            let known = self.0.images.keys().cloned().collect();
-            return Err(VmError::NoSuchImage { image: order.image, known });
+            return Err(self.no_such_image(&order.image));
         };
         if let Some(build) = order.build {
             let scope = Scope::OtherBuilds { builder: &order.owner.builder, build };
@@ -246,6 +254,10 @@ impl Pool {
 
     fn machines(&self) -> MutexGuard<'_, Registry<Machine>> {
         self.0.machines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn no_such_image(&self, image: &Name) -> VmError {
+        VmError::NoSuchImage { image: image.clone(), known: self.0.images.keys().cloned().collect() }
     }
 
     fn claim(&self, order: &Order) -> Result<Claim<'_>, VmError> {

@@ -22,6 +22,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
 use super::disks::DiskLock;
+use super::generations::Ground;
 use super::slot::Slot;
 
 /// How long a slot that can't be cleaned is left alone before the next attempt.
@@ -56,14 +57,22 @@ pub(crate) struct Census {
 pub(crate) struct Lease {
     slot: Slot,
     disk: Option<DiskLock>,
+    ground: Option<Ground>,
     returned: mpsc::UnboundedSender<Used>,
 }
 
-/// A slot that is not clean, and the disk that its QEMU, if it is still there, may write to.
+/// A slot that is not clean, and what its QEMU, if it is still there, may write to and stands on.
 #[derive(Debug)]
 struct Used {
     slot: Slot,
     disk: Option<DiskLock>,
+    ground: Option<Ground>,
+}
+
+impl Used {
+    fn alone(slot: Slot) -> Self {
+        Used { slot, disk: None, ground: None }
+    }
 }
 
 impl Lease {
@@ -77,6 +86,16 @@ impl Lease {
         self.disk = Some(disk);
     }
 
+    /// Keeps what its machine stands on, for as long.
+    pub(super) fn stand_on(&mut self, ground: Ground) {
+        self.ground = Some(ground);
+    }
+
+    /// What was given to [`stand_on`](Self::stand_on).
+    pub(super) fn ground(&self) -> Option<&Ground> {
+        self.ground.as_ref()
+    }
+
     /// The disk that was given to [`keep`](Self::keep).
     pub(crate) fn disk(&self) -> Option<&DiskLock> {
         self.disk.as_ref()
@@ -86,7 +105,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // Fails only if the slots' task has ended; then the next start cleans up.
-        let _ = self.returned.send(Used { slot: self.slot.clone(), disk: self.disk.take() });
+        let _ =
+            self.returned.send(Used { slot: self.slot.clone(), disk: self.disk.take(), ground: self.ground.take() });
     }
 }
 
@@ -158,7 +178,7 @@ impl Keeper {
             cleaned: mpsc::unbounded_channel(),
         };
         for (slot, _) in &keeper.slots {
-            keeper.reclaim(Used { slot: slot.clone(), disk: None }, Duration::ZERO);
+            keeper.reclaim(Used::alone(slot.clone()), Duration::ZERO);
         }
         keeper.tell();
         keeper
@@ -193,7 +213,7 @@ impl Keeper {
         match result {
             Ok(()) => {
                 self.set(&used.slot, State::Free);
-                drop(used.disk);
+                drop((used.disk, used.ground));
             }
             Err(error) => self.quarantine(used, format!("{error:#}")),
         }
@@ -213,11 +233,11 @@ impl Keeper {
                 return;
             };
             if let Err(error) = port_is_free(slot.ssh_port()) {
-                self.quarantine(Used { slot, disk: None }, format!("{error:#}"));
+                self.quarantine(Used::alone(slot), format!("{error:#}"));
                 continue;
             }
             self.set(&slot, State::Leased);
-            let lease = Lease { slot, disk: None, returned: self.returned.0.clone() };
+            let lease = Lease { slot, disk: None, ground: None, returned: self.returned.0.clone() };
             if let Some(answer) = self.waiting.pop_front() {
                 // One who waits no more drops the lease, which returns the slot.
                 let _ = answer.send(lease);

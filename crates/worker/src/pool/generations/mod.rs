@@ -1,0 +1,311 @@
+//! Images that live: the generations of their disks, which machines start from and builds save.
+//!
+//! The first is the disk that the configuration names. Saved ones are overlays on such a disk, so that none stands on
+//! another and each can go by itself.
+
+mod files;
+mod history;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use protocol::command::Name;
+use tokio::sync::mpsc;
+use tracing::{info, warn};
+
+use super::disks;
+use super::identity::DiskIdentity;
+use crate::config::Image;
+pub(crate) use files::Manifest;
+use files::{Format, Unfinished};
+pub(crate) use history::FIRST;
+use history::History;
+
+/// The generations of all images. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(super) struct Generations {
+    shared: Arc<Shared>,
+    /// The images of which a generation may have become superfluous.
+    idle: mpsc::UnboundedSender<Name>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    directory: PathBuf,
+    /// Where the disks are that persist, which stand on generations, too.
+    disks: PathBuf,
+    images: BTreeMap<Name, Kept>,
+}
+
+/// One image.
+#[derive(Debug)]
+struct Kept {
+    image: Arc<Image>,
+    history: Mutex<History<Manifest>>,
+    /// Held while a generation is saved, so that their numbers are in the order of saving.
+    saving: tokio::sync::Mutex<()>,
+}
+
+/// What a machine stands on. It is kept until this is dropped.
+#[derive(Debug)]
+pub(super) struct Ground {
+    image: Name,
+    /// Which generation of the image.
+    pub number: u32,
+    /// What the machine's overlay lies over.
+    pub base: qemu::Base,
+    /// The disk of the configuration below that, and which it was when the machine started.
+    root: qemu::Base,
+    root_identity: DiskIdentity,
+    /// The guest's own ssh key, if it is known to be another one than the image's.
+    pub host_key: Option<String>,
+    generations: Generations,
+}
+
+/// A generation, for people.
+#[derive(Debug, Clone)]
+pub(crate) struct Generation {
+    pub number: u32,
+    pub current: bool,
+    /// How many machines stand on it, if it is a saved one.
+    pub machines: usize,
+    /// None for the first.
+    pub manifest: Option<Result<Manifest, String>>,
+}
+
+/// What was saved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Published {
+    pub number: u32,
+    /// Whether machines start from it now.
+    pub current: bool,
+}
+
+/// Who saves.
+#[derive(Debug)]
+pub(super) struct Saver<'a> {
+    pub builder: &'a str,
+    pub build: Option<u64>,
+    pub host_key: String,
+}
+
+impl Generations {
+    /// Reads back what there is, and removes what was not finished.
+    pub(super) fn open(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
+        let directory = state_dir.join("generations");
+        let kept = |(name, image): (&Name, &Arc<Image>)| {
+            let history = Mutex::new(files::read(&directory.join(name.as_str())));
+            let kept = Kept { image: Arc::clone(image), history, saving: tokio::sync::Mutex::default() };
+            (name.clone(), kept)
+        };
+        let images = images.iter().map(kept).collect();
+        let shared = Arc::new(Shared { disks: disks::directory(state_dir), directory, images });
+        let (idle, idlers) = mpsc::unbounded_channel();
+        tokio::spawn(tidy(Arc::clone(&shared), idlers));
+        let generations = Generations { shared, idle };
+        generations.shared.images.keys().for_each(|image| generations.tidy(image));
+        generations
+    }
+
+    /// What a new machine of an image stands on: its current generation.
+    pub(super) fn current(&self, image: &Name) -> anyhow::Result<Ground> {
+        let number = self.kept(image)?.history().current().map_err(|why| anyhow!("image '{image}': {why}"))?;
+        self.at(image, number)
+    }
+
+    /// A certain generation.
+    ///
+    /// # Errors
+    /// It is not there or damaged, or the disk it was made on is another one now.
+    pub(super) fn at(&self, image: &Name, number: u32) -> anyhow::Result<Ground> {
+        let kept = self.kept(image)?;
+        let remedy =
+            || format!("go back with: kvm-worker image rollback {image} NUMBER, with {FIRST} for the image's own disk");
+        let mut history = kept.history();
+        let manifest = history.manifest(number);
+        let manifest =
+            manifest.map_err(|why| anyhow!("generation {number} of image '{image}': {why}; {}", remedy()))?.cloned();
+        let (base, root, root_identity, host_key) = match manifest {
+            None => {
+                let base = super::machine::base(&kept.image);
+                (base.clone(), base, DiskIdentity::of(&kept.image.disk)?, None)
+            }
+            Some(manifest) => {
+                let Manifest { base: identity, base_format, host_key, .. } = manifest;
+                if !identity.still_holds().with_context(|| format!("generation {number} of image '{image}'"))? {
+                    bail!(
+                        "generation {number} of image '{image}' was saved on {}, which was replaced or changed since; put the \
+                         old one back, or {}",
+                        identity.file.display(),
+                        remedy()
+                    );
+                }
+                let base =
+                    qemu::Base { file: files::disk(&self.directory(image), number), format: qemu::Format::Qcow2 };
+                let root = qemu::Base { file: identity.file.clone(), format: base_format.into() };
+                (base, root, identity, Some(host_key))
+            }
+        };
+        history.count(number, |users| users + 1);
+        drop(history);
+        Ok(Ground { image: image.clone(), number, base, root, root_identity, host_key, generations: self.clone() })
+    }
+
+    /// Publishes a disk as the next generation of an image. Dropping the future publishes nothing. Nobody may write to the
+    /// disk, of which `ground` tells what it stands on.
+    pub(super) async fn save(
+        &self,
+        qemu: &qemu::Qemu,
+        image: &Name,
+        disk: &Path,
+        ground: &Ground,
+        saver: Saver<'_>,
+        patience: Duration,
+    ) -> anyhow::Result<Published> {
+        let kept = self.kept(image)?;
+        let _turn = tokio::time::timeout(patience, kept.saving.lock())
+            .await
+            .with_context(|| format!("other builds were saving image '{image}' for {} s", patience.as_secs()))?;
+        if !ground.root_identity.still_holds()? {
+            bail!("{} was replaced or changed while the vm ran", ground.root.file.display());
+        }
+        let directory = self.directory(image);
+        let unfinished = Unfinished::begin(&directory)?;
+        // A fresh machine's guest flushes to nowhere (`cache.no-flush`), yet the overlay is whole once QEMU has exited by
+        // itself: with that setting QEMU leaves out fdatasync alone, while everything it caches, the tables of qcow2
+        // included, is written when the disk is closed (QEMU 7.2 to 10.0, block/io.c, bdrv_co_flush: "Write back cached data
+        // to the OS even with cache=unsafe"). What was written is in the page cache, which is what qemu-img reads. What
+        // survives a crash of the host is the copy, which is on the disk before it gets its name.
+        qemu.copy_overlay(disk, &ground.root, &unfinished.disk()).await?;
+        let size = std::fs::metadata(unfinished.disk()).context("look at the copy")?.len();
+        // From here on nothing is waited for, so that it is published and known, or neither.
+        let mut history = kept.history();
+        let number = history.next();
+        let manifest = Manifest {
+            generation: number,
+            base: ground.root_identity.clone(),
+            base_format: match ground.root.format {
+                qemu::Format::Qcow2 => Format::Qcow2,
+                qemu::Format::Raw => Format::Raw,
+            },
+            size,
+            saved: files::now(),
+            builder: saver.builder.to_owned(),
+            build: saver.build,
+            from_image: ground.image.to_string(),
+            from: ground.number,
+            host_key: saver.host_key,
+        };
+        unfinished.publish(&directory, &manifest)?;
+        let from = (ground.image == *image).then_some(ground.number);
+        let current = history.add(number, manifest, from);
+        if current && let Err(error) = files::write_current(&directory, &history::Current::Newest) {
+            warn!(%image, generation = number, "a restart of the worker will not know that this generation is current: {error:#}");
+        }
+        drop(history);
+        info!(%image, generation = number, builder = saver.builder, current, "image saved");
+        self.tidy(image);
+        Ok(Published { number, current })
+    }
+
+    /// Has machines start from an earlier generation of an image, or from one that was rolled back; from the one before the
+    /// current one, if none is said. Returns its number.
+    pub(super) fn roll_back(&self, image: &Name, wanted: Option<u32>) -> anyhow::Result<u32> {
+        let kept = self.kept(image)?;
+        let mut history = kept.history();
+        let (number, current) = history.target(wanted).map_err(|why| anyhow!("image '{image}': {why}"))?;
+        files::write_current(&self.directory(image), &current)?;
+        history.set_current(current);
+        drop(history);
+        info!(%image, generation = number, "machines start from this generation now");
+        self.tidy(image);
+        Ok(number)
+    }
+
+    /// An image's generations, oldest first.
+    pub(super) fn list(&self, image: &Name) -> anyhow::Result<Vec<Generation>> {
+        let history = self.kept(image)?.history();
+        let current = history.current().ok();
+        let generation = |(number, manifest, machines): (u32, Option<&Result<Manifest, String>>, usize)| Generation {
+            number,
+            current: current == Some(number),
+            machines,
+            manifest: manifest.cloned(),
+        };
+        Ok(history.all().map(generation).collect())
+    }
+
+    fn kept(&self, image: &Name) -> anyhow::Result<&Kept> {
+        self.shared.images.get(image).with_context(|| format!("there is no image '{image}'"))
+    }
+
+    fn directory(&self, image: &Name) -> PathBuf {
+        self.shared.directory.join(image.as_str())
+    }
+
+    fn tidy(&self, image: &Name) {
+        // Fails only if the task has ended, with the runtime.
+        let _ = self.idle.send(image.clone());
+    }
+}
+
+impl Kept {
+    fn history(&self) -> MutexGuard<'_, History<Manifest>> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        if let Ok(kept) = self.generations.kept(&self.image) {
+            kept.history().count(self.number, |users| users.saturating_sub(1));
+            self.generations.tidy(&self.image);
+        }
+    }
+}
+
+/// Removes generations that are not needed any more. Ends with the last handle on them.
+async fn tidy(shared: Arc<Shared>, mut idle: mpsc::UnboundedReceiver<Name>) {
+    while let Some(image) = idle.recv().await {
+        let shared = Arc::clone(&shared);
+        // Removing large files takes a while.
+        let tidied = tokio::task::spawn_blocking(move || shared.remove_superfluous(&image)).await;
+        if let Err(error) = tidied {
+            warn!("remove old generations: {error}");
+        }
+    }
+}
+
+impl Shared {
+    fn remove_superfluous(&self, image: &Name) {
+        let Some(kept) = self.images.get(image) else { return };
+        let directory = self.directory.join(image.as_str());
+        let superfluous = {
+            let mut history = kept.history();
+            // Under the same lock that a machine takes to stand on one: a disk that persists is noted while its first machine
+            // stands there.
+            let stood_on = match disks::bases(&self.disks, image) {
+                Ok(bases) => bases,
+                Err(error) => return warn!(%image, "old generations are kept: {error:#}"),
+            };
+            let numbers = history.all().map(|(number, ..)| number);
+            let used: BTreeSet<u32> =
+                numbers.filter(|number| stood_on.contains(&files::disk(&directory, *number))).collect();
+            let superfluous = history.superfluous(kept.image.keep_generations, &used);
+            superfluous.iter().for_each(|number| history.remove(*number));
+            superfluous
+        };
+        for number in superfluous {
+            match files::remove_generation(&directory, number) {
+                Ok(()) => info!(%image, generation = number, "removed an old generation"),
+                Err(error) => warn!(%image, generation = number, "remove an old generation: {error}"),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
