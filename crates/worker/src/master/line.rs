@@ -305,6 +305,8 @@ impl<'a> Conversation<'a> {
 
     fn note(&mut self, request: &Request) {
         match request {
+            // A master may ask again at any time, to see how many machines are free.
+            Request::WorkerInfo if self.attached => debug!("worker info"),
             Request::WorkerInfo => {
                 self.attached = true;
                 info!(master = %self.line.master, worker = self.line.name, "connected");
