@@ -16,10 +16,8 @@ use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncSeekExt, AsyncWrite};
 use tokio::task::spawn_blocking;
 
+use super::MAX_NAMES;
 use write::Replacement;
-
-/// Longer lists of names are refused: Banana carries no longer ones, and a pattern such as `/**` is a mistake.
-const MAX_NAMES: usize = 640 * 1024;
 
 /// See [`super::Place::stat`].
 pub(super) async fn stat(path: &Path) -> io::Result<[i64; 10]> {
@@ -47,7 +45,7 @@ pub(super) async fn list(path: &Path) -> io::Result<Vec<OsString>> {
 /// See [`super::Place::glob`]; sorted, each path once.
 pub(super) async fn glob(pattern: &str) -> io::Result<Vec<PathBuf>> {
     let pattern = pattern.to_owned();
-    on_a_blocking_thread(move || glob::glob(&pattern)).await
+    on_a_blocking_thread(move || super::glob::glob(&pattern, &mut glob::Disk)).await
 }
 
 /// See [`super::Place::make_directory`].

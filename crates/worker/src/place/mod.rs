@@ -3,6 +3,8 @@
 //! Every standard command is written once, against [`Place`]. A place knows processes and files and nothing of
 //! Buildbot: no time-outs, no headers, no logs.
 
+mod archive;
+mod glob;
 mod guest;
 mod host;
 mod host_files;
@@ -20,6 +22,9 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use guest::{Guest, cause};
 pub(crate) use host::Host;
+
+/// Longer lists of names are refused: Banana carries no longer ones, and a pattern such as `/**` is a mistake.
+const MAX_NAMES: usize = 640 * 1024;
 
 /// Processes and files of one machine. Paths are absolute and the place's own; [`guest_path`] turns one of the host into
 /// one of a guest.

@@ -1,33 +1,21 @@
 //! A directory as a tar archive that is read while it is made.
 //!
-//! A blocking thread walks the tree and writes the archive into a bounded queue; memory use does not grow with the
-//! tree. The archive is what GNU tar writes, which Python's `tarfile` and every tar read: names relative to the
-//! directory, the directory itself first with the empty name, each directory before what is in it, names in order.
+//! The names in it are relative to the directory; the directory itself comes first with the empty name, each directory
+//! before what is in it, names in order.
 //! A file that changes meanwhile is cut or filled with zeros to the length it had; one that vanishes is left out.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::{File, Metadata, OpenOptions};
-use std::io::{self, Read, Write};
-use std::os::unix::ffi::OsStrExt;
+use std::io::{self, Read};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use bytes::{Bytes, BytesMut};
-use bzip2::write::BzEncoder;
-use flate2::write::GzEncoder;
-use futures_util::stream::poll_fn;
 use protocol::command::Compression;
-use tar::{Builder, EntryType, Header};
+use tar::EntryType;
 use tokio::io::AsyncRead;
-use tokio::sync::mpsc;
-use tokio_util::io::StreamReader;
 
-/// How much of the archive travels at once, in bytes.
-const CHUNK: usize = 128 * 1024;
-
-/// How many chunks may wait to be read.
-const CHUNKS: usize = 4;
+use super::super::archive::{Attributes, Members, archive};
 
 /// Of how many files with several names the first name is remembered; the others are packed as files of their own.
 const MAX_LINKED: usize = 64 * 1024;
@@ -37,66 +25,7 @@ const MAX_LINKED: usize = 64 * 1024;
 pub(super) async fn pack(root: &Path, compression: Compression) -> io::Result<impl AsyncRead + Send + Unpin + use<>> {
     let root = root.to_owned();
     let top = super::on_a_blocking_thread(move || Level::open(root, PathBuf::new())).await?;
-    let (sender, mut receiver) = mpsc::channel(CHUNKS);
-    tokio::task::spawn_blocking(move || {
-        let ending = write_archive(top, compression, &sender);
-        // Nobody hears it if the reader is gone.
-        let _ = sender.blocking_send(ending.map_or_else(Part::Failed, |()| Part::End));
-    });
-    let mut ended = false;
-    let chunks = poll_fn(move |cx| {
-        if ended {
-            return std::task::Poll::Ready(None);
-        }
-        receiver.poll_recv(cx).map(|part| match part {
-            Some(Part::Chunk(chunk)) => Some(Ok(chunk)),
-            Some(Part::Failed(error)) => Some(Err(error)),
-            Some(Part::End) => {
-                ended = true;
-                None
-            }
-            // Half an archive must never pass for a whole one.
-            None => Some(Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the packing ended before its archive did"))),
-        })
-    });
-    Ok(StreamReader::new(chunks))
-}
-
-/// What the thread sends.
-enum Part {
-    Chunk(Bytes),
-    Failed(io::Error),
-    End,
-}
-
-fn write_archive(top: Level, compression: Compression, sender: &mpsc::Sender<Part>) -> io::Result<()> {
-    let queue = Queue { sender, chunk: BytesMut::new() };
-    let mut queue = match compression {
-        Compression::None => write_members(top, queue)?,
-        Compression::Gz => write_members(top, GzEncoder::new(queue, flate2::Compression::default()))?.finish()?,
-        Compression::Bz2 => write_members(top, BzEncoder::new(queue, bzip2::Compression::default()))?.finish()?,
-    };
-    queue.flush()
-}
-
-fn write_members<W: Write>(top: Level, archive: W) -> io::Result<W> {
-    let mut members = Members { archive: Builder::new(archive), linked: HashMap::new() };
-    members.add_plain(EntryType::Directory, &top.metadata, OsStr::new(""))?;
-    let mut levels = vec![top];
-    while let Some(level) = levels.last_mut() {
-        let Some(name) = level.names.next() else {
-            levels.pop();
-            continue;
-        };
-        let (path, member) = (level.path.join(&name), level.member.join(&name));
-        match members.add(path, member) {
-            Ok(Some(below)) => levels.push(below),
-            Ok(None) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
-        }
-    }
-    members.archive.into_inner()
+    Ok(archive(compression, move |members| Packing { members, linked: HashMap::new() }.all(top)))
 }
 
 /// A directory that is being packed.
@@ -116,33 +45,52 @@ impl Level {
     }
 }
 
-struct Members<W: Write> {
-    archive: Builder<W>,
+struct Packing<'a> {
+    members: &'a mut Members,
     /// The names under which files with several names are in the archive, by device and inode.
     linked: HashMap<(u64, u64), PathBuf>,
 }
 
-impl<W: Write> Members<W> {
+impl Packing<'_> {
+    fn all(&mut self, top: Level) -> io::Result<()> {
+        self.members.add_plain(EntryType::Directory, &attributes(&top.metadata), top.member.as_os_str())?;
+        let mut levels = vec![top];
+        while let Some(level) = levels.last_mut() {
+            let Some(name) = level.names.next() else {
+                levels.pop();
+                continue;
+            };
+            let (path, member) = (level.path.join(&name), level.member.join(&name));
+            match self.add(path, member) {
+                Ok(Some(below)) => levels.push(below),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
     /// Adds what is at `path`; of a directory only itself, and returns it.
     fn add(&mut self, path: PathBuf, member: PathBuf) -> io::Result<Option<Level>> {
         let metadata = path.symlink_metadata().map_err(|error| naming(&member, &error))?;
-        let kind = metadata.file_type();
+        let (kind, attributes) = (metadata.file_type(), attributes(&metadata));
         if kind.is_dir() {
             let level = Level::open(path, member.clone()).map_err(|error| naming(&member, &error))?;
-            self.add_plain(EntryType::Directory, &level.metadata, level.member.as_os_str())?;
+            self.members.add_plain(EntryType::Directory, &self::attributes(&level.metadata), member.as_os_str())?;
             return Ok(Some(level));
         }
         if kind.is_file() {
             self.add_file(&path, &member)?;
         } else if kind.is_symlink() {
             let target = path.read_link().map_err(|error| naming(&member, &error))?;
-            self.add_link(EntryType::Symlink, &metadata, member.as_os_str(), target.as_os_str())?;
+            self.members.add_link(EntryType::Symlink, &attributes, member.as_os_str(), target.as_os_str())?;
         } else if kind.is_fifo() {
-            self.add_plain(EntryType::Fifo, &metadata, member.as_os_str())?;
+            self.members.add_plain(EntryType::Fifo, &attributes, member.as_os_str())?;
         } else if kind.is_char_device() {
-            self.add_plain(EntryType::Char, &metadata, member.as_os_str())?;
+            self.members.add_plain(EntryType::Char, &attributes, member.as_os_str())?;
         } else if kind.is_block_device() {
-            self.add_plain(EntryType::Block, &metadata, member.as_os_str())?;
+            self.members.add_plain(EntryType::Block, &attributes, member.as_os_str())?;
         }
         // What is left is a socket, for which tar has no kind of member.
         Ok(None)
@@ -159,81 +107,30 @@ impl<W: Write> Members<W> {
         }
         let identity = (metadata.dev(), metadata.ino());
         if metadata.nlink() > 1 {
-            if let Some(first) = self.linked.get(&identity).cloned() {
-                return self.add_link(EntryType::Link, &metadata, member.as_os_str(), first.as_os_str());
+            if let Some(first) = self.linked.get(&identity) {
+                let attributes = attributes(&metadata);
+                return self.members.add_link(EntryType::Link, &attributes, member.as_os_str(), first.as_os_str());
             }
             if self.linked.len() < MAX_LINKED {
                 self.linked.insert(identity, member.to_owned());
             }
         }
-        let mut header = header(EntryType::Regular, &metadata);
-        header.set_size(metadata.size());
-        self.append(header, member.as_os_str(), Exactly { file, left: metadata.size(), ended: false })
-    }
-
-    /// Adds a member that has neither content nor a target.
-    fn add_plain(&mut self, kind: EntryType, metadata: &Metadata, member: &OsStr) -> io::Result<()> {
-        self.append(header(kind, metadata), member, io::empty())
-    }
-
-    fn add_link(&mut self, kind: EntryType, metadata: &Metadata, member: &OsStr, target: &OsStr) -> io::Result<()> {
-        let mut header = header(kind, metadata);
-        let field = header.as_old_mut();
-        if !fits(&mut field.linkname, target.as_bytes()) {
-            self.long_name(EntryType::GNULongLink, target.as_bytes())?;
-        }
-        self.append(header, member, io::empty())
-    }
-
-    fn append(&mut self, mut header: Header, member: &OsStr, content: impl Read) -> io::Result<()> {
-        let mut name = member.as_bytes().to_vec();
-        if header.entry_type().is_dir() {
-            name.push(b'/');
-        }
-        if !fits(&mut header.as_old_mut().name, &name) {
-            self.long_name(EntryType::GNULongName, &name)?;
-        }
-        header.set_cksum();
-        self.archive.append(&header, content)
-    }
-
-    /// GNU tar's way to give the next member a name that its header has no room for.
-    fn long_name(&mut self, kind: EntryType, name: &[u8]) -> io::Result<()> {
-        let mut header = Header::new_gnu();
-        fits(&mut header.as_old_mut().name, b"././@LongLink");
-        header.set_entry_type(kind);
-        header.set_mode(0);
-        header.set_uid(0);
-        header.set_gid(0);
-        header.set_mtime(0);
-        header.set_size(name.len() as u64 + 1);
-        header.set_cksum();
-        self.archive.append(&header, name.chain(&[0][..]))
+        let content = Exactly { file, left: metadata.size(), ended: false };
+        self.members.add_file(&attributes(&metadata), member.as_os_str(), metadata.size(), content)
     }
 }
 
-fn header(kind: EntryType, metadata: &Metadata) -> Header {
-    let mut header = Header::new_gnu();
-    header.set_entry_type(kind);
-    header.set_mode(metadata.mode() & 0o7777);
-    header.set_uid(metadata.uid().into());
-    header.set_gid(metadata.gid().into());
-    header.set_mtime(metadata.mtime().try_into().unwrap_or(0));
-    header.set_size(0);
-    if matches!(kind, EntryType::Char | EntryType::Block)
-        && let Some(gnu) = header.as_gnu_mut()
-    {
-        gnu.set_device_major(u32::try_from(nix::sys::stat::major(metadata.rdev())).unwrap_or(0));
-        gnu.set_device_minor(u32::try_from(nix::sys::stat::minor(metadata.rdev())).unwrap_or(0));
+fn attributes(metadata: &Metadata) -> Attributes {
+    let device = metadata.file_type().is_char_device() || metadata.file_type().is_block_device();
+    let number = |part: u64| u32::try_from(part).unwrap_or(0);
+    Attributes {
+        mode: metadata.mode(),
+        uid: metadata.uid().into(),
+        gid: metadata.gid().into(),
+        mtime: metadata.mtime().try_into().unwrap_or(0),
+        device: device
+            .then(|| (number(nix::sys::stat::major(metadata.rdev())), number(nix::sys::stat::minor(metadata.rdev())))),
     }
-    header
-}
-
-/// Puts as much of `name` into a header's field as it takes, and says whether that was all.
-fn fits(field: &mut [u8; 100], name: &[u8]) -> bool {
-    let taken = name.len().min(field.len());
-    field[..taken].copy_from_slice(&name[..taken]);
-    taken == name.len()
 }
 
 /// Says which member an error is about.
@@ -265,38 +162,12 @@ impl Read for Exactly {
     }
 }
 
-/// Gathers what is written into chunks; waits when the reader is slow, and fails when it is gone.
-struct Queue<'a> {
-    sender: &'a mpsc::Sender<Part>,
-    chunk: BytesMut,
-}
-
-impl Write for Queue<'_> {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        if self.chunk.capacity() == 0 {
-            self.chunk.reserve(CHUNK);
-        }
-        let taken = data.len().min(CHUNK - self.chunk.len());
-        self.chunk.extend_from_slice(&data[..taken]);
-        if self.chunk.len() == CHUNK {
-            self.flush()?;
-        }
-        Ok(taken)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        if self.chunk.is_empty() {
-            return Ok(());
-        }
-        let chunk = std::mem::take(&mut self.chunk).freeze();
-        self.sender.blocking_send(Part::Chunk(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+    use std::ffi::OsStr;
     use std::fs;
+    use std::io::Write;
     use std::os::unix::ffi::OsStringExt;
     use std::os::unix::fs::{PermissionsExt, symlink};
     use std::process::{Command, Stdio};
