@@ -91,6 +91,18 @@ pub enum ExecError {
         /// What the guest's shell said.
         why: String,
     },
+    /// There is no such program along the command's `PATH`, or at its path.
+    #[error("there is no program {program} in the guest")]
+    NoProgram {
+        /// The program; bytes that are not UTF-8 are replaced.
+        program: String,
+    },
+    /// It may not be executed, or is a directory.
+    #[error("{program} in the guest may not be executed")]
+    NotExecutable {
+        /// The program; bytes that are not UTF-8 are replaced.
+        program: String,
+    },
     /// All channels were busy for [`Timing::channel`](crate::Timing::channel).
     #[error("no free ssh channel to {target} within {waited:?}: too many commands run in this guest at once")]
     Busy {

@@ -120,7 +120,7 @@ impl Exec {
     }
 
     /// Sets the signal a process gets when it is dropped before its end; if it ignores it, `KILL` follows.
-    pub(crate) fn abandoned_by(mut self, signal: Signal) -> Self {
+    pub fn abandoned_by(mut self, signal: Signal) -> Self {
         self.abandoned_by = signal;
         self
     }
@@ -143,8 +143,8 @@ pub enum BadExec {
         /// Which string.
         what: String,
     },
-    /// The name is no portable variable name.
-    #[error("environment variable {name:?} has no valid name: use letters, digits and _, not starting with a digit")]
+    /// The name is none that a variable can have.
+    #[error("environment variable {name:?} has no valid name: it must not be empty nor contain =")]
     EnvName {
         /// The name given.
         name: String,

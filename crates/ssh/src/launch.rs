@@ -88,10 +88,17 @@ pub(crate) fn validate(exec: &Exec) -> Result<(), BadExec> {
     }
 }
 
+/// Whether the system takes it for a variable's name.
 fn is_name(name: &str) -> bool {
+    !name.is_empty() && !name.contains(['=', '\0'])
+}
+
+/// Whether every shell can set a variable of this name.
+fn is_portable(name: &str) -> bool {
     let mut bytes = name.bytes();
     bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
         && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
+        && !SHELL_VARIABLES.contains(&name)
 }
 
 /// What to send to the guest for one command.
@@ -135,11 +142,14 @@ fn script(exec: &Exec, nonce: &str) -> Bytes {
         line.enter(dir, *missing);
     }
     line.raw(&format!("; export {MARK}={nonce}"));
-    for (name, value) in exec.env.iter().filter(|(name, _)| !SHELL_VARIABLES.contains(&name.as_str())) {
+    for (name, value) in exec.env.iter().filter(|(name, _)| is_portable(name)) {
         match value {
             Some(value) => line.raw(&format!("; export {name}=")).quoted(value),
             None => line.raw(&format!("; unset {name}")),
         };
+    }
+    if let Command::Argv(argv) = &exec.command {
+        line.find_program(argv.first().map_or(b"", Vec::as_slice));
     }
     line.raw("; l_start=; { read -r l_start </proc/$$/stat; } 2>/dev/null; set -- ${l_start##*) }");
     if exec.pty.is_none() {
@@ -193,16 +203,34 @@ impl Line {
         self.raw("l_why=$(cd -- ").quoted(&dir).raw(" 2>&1) || l_fail cd \"$l_why\"; cd -- ").quoted(&dir).raw("; }");
     }
 
+    /// Fails while it can still be told from a program's own failure: a program that is not there, or is none.
+    fn find_program(&mut self, program: &[u8]) {
+        match program.contains(&b'/') {
+            false => self.raw("; command -v ").quoted(program).raw(" >/dev/null 2>&1 || l_fail missing ''"),
+            true => self
+                .raw("; [ -e ")
+                .quoted(program)
+                .raw(" ] || l_fail missing ''; { [ -f ")
+                .quoted(program)
+                .raw(" ] && [ -x ")
+                .quoted(program)
+                .raw(" ]; } || l_fail denied ''"),
+        };
+    }
+
     fn environment_past_the_shell(&mut self, env: &[(String, Option<Vec<u8>>)]) {
-        let mut reserved = env.iter().filter(|(name, _)| SHELL_VARIABLES.contains(&name.as_str())).peekable();
-        if reserved.peek().is_some() {
+        let mut past = env.iter().filter(|(name, _)| !is_portable(name)).peekable();
+        if past.peek().is_some() {
             self.raw(" /usr/bin/env");
         }
-        for (name, value) in reserved {
-            match value {
-                Some(value) => self.raw(&format!(" {name}=")).quoted(value),
-                None => self.raw(&format!(" -u {name}")),
-            };
+        // env wants removals before settings; of one variable the later counts.
+        let (removed, set): (Vec<_>, Vec<_>) = past.partition(|(_, value)| value.is_none());
+        for (name, _) in removed {
+            self.raw(" -u ").quoted(name.as_bytes());
+        }
+        for (name, value) in set {
+            let value = value.as_deref().unwrap_or_default();
+            self.raw(" ").quoted(&[name.as_bytes(), b"=", value].concat());
         }
     }
 
@@ -227,7 +255,8 @@ pub(crate) enum Report {
     Ready,
     /// The command runs under this pid; `start` is its start time in the guest's clock ticks, 0 if unknown.
     Run { pid: u32, start: u64 },
-    /// It does not: `step` is `mkdir` or `cd`. The reason follows as text.
+    /// It does not: `step` is `mkdir` or `cd`, the reason follows as text; or `missing` or `denied`, and it is the
+    /// program.
     Fail { step: String },
 }
 
@@ -361,6 +390,11 @@ mod tests {
             b"",
             b"7\n0123456789\n",
         );
+        check(
+            Exec::argv(["/usr/bin/printenv", "a.b", "%F()%"]).env("a.b", "1 2").env("%F()%", "it's"),
+            b"",
+            b"1 2\nit's\n",
+        );
         check(Exec::argv(["pwd"]).dir("/usr/bin", Missing::Fail), b"", b"/usr/bin\n");
         check(Exec::shell("umask").umask(0o027), b"", b"0027\n");
         check(Exec::argv(["cat"]), b"first\nsecond\0\xff", b"first\nsecond\0\xff");
@@ -383,10 +417,20 @@ mod tests {
     }
 
     #[test]
-    fn a_program_that_cannot_be_run_has_the_usual_codes() {
+    fn a_program_that_cannot_be_run_is_told_from_one_that_fails() {
         for shell in SHELLS {
-            assert_eq!(run(shell, &Exec::argv(["no-such-program"]), b"").code, Some(127));
-            assert_eq!(run(shell, &Exec::argv(["/etc/passwd"]), b"").code, Some(126));
+            let check = |program: &str, step: &str| {
+                let ran = run(shell, &Exec::argv([program]), b"");
+                assert_eq!(ran.report, Some(Report::Fail { step: step.to_owned() }), "{program} in {shell:?}");
+                assert_eq!(ran.code, Some(125));
+            };
+            check("no-such-program", "missing");
+            check("/no/such/program", "missing");
+            check("/etc/passwd", "denied");
+            check("/etc", "denied");
+            // What only the system finds out has the usual codes.
+            assert_eq!(run(shell, &Exec::shell("no-such-program"), b"").code, Some(127));
+            assert_eq!(run(shell, &Exec::shell("/etc/passwd"), b"").code, Some(126));
         }
     }
 
@@ -397,8 +441,7 @@ mod tests {
         refused(Exec::argv([""]), BadExec::Empty);
         refused(Exec::argv(["a\0"]), BadExec::Nul { what: "the command".into() });
         refused(Exec::shell("true").env("A", "\0"), BadExec::Nul { what: "environment variable A".into() });
-        refused(Exec::shell("true").env("1A", ""), BadExec::EnvName { name: "1A".into() });
-        refused(Exec::shell("true").env("A B", ""), BadExec::EnvName { name: "A B".into() });
+        refused(Exec::shell("true").env("A=B", ""), BadExec::EnvName { name: "A=B".into() });
         refused(Exec::shell("true").env_remove(""), BadExec::EnvName { name: "".into() });
         refused(Exec::shell("true").dir("\0", Missing::Make), BadExec::Nul { what: "the working directory".into() });
         refused(Exec::shell("true").umask(0o1000), BadExec::Umask { umask: 0o1000 });

@@ -10,7 +10,7 @@ use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
-use crate::exec::Exec;
+use crate::exec::{Command, Exec};
 use crate::launch::{Report, Scanner};
 use crate::output::Sender;
 use crate::process::{Event, Exit};
@@ -39,6 +39,7 @@ pub(crate) enum Progress {
 pub(crate) struct Pump {
     shared: Arc<Shared>,
     dir: Vec<u8>,
+    program: Vec<u8>,
     queue: Sender,
     progress: mpsc::Sender<Result<Progress, ExecError>>,
     tree: Tree,
@@ -74,6 +75,10 @@ impl Pump {
         Self {
             shared: Arc::clone(shared),
             dir: dir.unwrap_or_default(),
+            program: match &exec.command {
+                Command::Argv(argv) => argv.first().cloned().unwrap_or_default(),
+                Command::Shell(_) => Vec::new(),
+            },
             queue,
             progress,
             tree: Tree { leader: None, nonce: nonce.to_owned() },
@@ -198,8 +203,11 @@ impl Pump {
         }
         let why = self.why();
         let dir = String::from_utf8_lossy(&self.dir).into_owned();
+        let program = String::from_utf8_lossy(&self.program).into_owned();
         let error = match (self.failed_step.as_deref(), end) {
             (Some("mkdir"), _) => ExecError::MakeDir { dir, why },
+            (Some("missing"), _) => ExecError::NoProgram { program },
+            (Some("denied"), _) => ExecError::NotExecutable { program },
             (Some(_), _) => ExecError::EnterDir { dir, why },
             (None, Err(lost)) if self.exit.is_none() && !self.refused => ExecError::Lost(lost.clone()),
             (None, _) => ExecError::NotStarted { target: self.shared.target().to_owned(), why },

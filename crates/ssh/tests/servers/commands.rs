@@ -66,12 +66,16 @@ async fn all_bytes_but_nul_pass_as_argument_variable_and_directory() {
 }
 
 #[tokio::test]
-async fn programs_that_cannot_run_end_with_the_usual_codes() {
+async fn programs_that_cannot_run_are_told_from_those_that_fail() {
     for kind in ALL {
         let server = Server::start(kind);
         let session = server.session().await;
-        assert_eq!(output(&session, Exec::argv(["no-such-program"])).await.exit, Exit::Code(127), "{kind:?}");
-        assert_eq!(output(&session, Exec::argv(["/etc/passwd"])).await.exit, Exit::Code(126), "{kind:?}");
+        let error = session.exec(Exec::argv(["no-such-program"])).await.expect_err("no process");
+        assert_eq!(error, ExecError::NoProgram { program: "no-such-program".to_owned() }, "{kind:?}");
+        let error = session.exec(Exec::argv(["/etc/passwd"])).await.expect_err("no process");
+        assert_eq!(error, ExecError::NotExecutable { program: "/etc/passwd".to_owned() }, "{kind:?}");
+        assert_eq!(output(&session, Exec::shell("no-such-program")).await.exit, Exit::Code(127), "{kind:?}");
+        assert_eq!(output(&session, Exec::shell("/etc/passwd")).await.exit, Exit::Code(126), "{kind:?}");
     }
 }
 

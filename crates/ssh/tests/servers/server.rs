@@ -1,4 +1,4 @@
-//! A real ssh server for one test.
+//! A real ssh server for one test, of this crate and of others.
 //!
 //! The test listens; for each connection it starts the server in its inetd mode with the socket as standard input, so no
 //! port is guessed, nothing is polled, and a server lives exactly as long as its connection.
@@ -195,7 +195,7 @@ fn openssh(dir: &Path, config: &str) -> Arc<dyn Fn() -> Command + Send + Sync> {
 }
 
 /// Makes a directory with links to busybox for all that it can be, and nothing else.
-fn busybox(bin: &Path) -> PathBuf {
+pub fn busybox(bin: &Path) -> PathBuf {
     let busybox = installed("/usr/bin/busybox");
     fs::create_dir(bin).expect("make a directory");
     let list = Command::new(busybox).arg("--list").output().expect("run busybox");
