@@ -7,10 +7,11 @@ use serde_json::Value as Json;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::scenery::{Scenery, Tools, Where};
 use super::{Context, Failure, Interrupt, Interrupter, conclude};
 use crate::master::{MasterLink, Outgoing};
 use crate::output::Reporter;
-use crate::place::Host;
+use crate::place::Place;
 
 /// What the master does when it is told something.
 pub(super) enum Reply {
@@ -34,22 +35,23 @@ impl Reply {
     }
 }
 
-/// A worker with a directory of its own.
+/// A worker with a directory of its own, and the place where its commands run.
 pub(super) struct Stage {
     pub root: tempfile::TempDir,
     pub environment: Vec<(&'static str, String)>,
+    at: Where,
+    _tools: Tools,
 }
 
 impl Stage {
-    pub(super) fn new() -> Self {
-        let root = tempfile::tempdir().expect("a directory");
-        let path = std::env::var("PATH").expect("a PATH");
-        Stage { root, environment: vec![("PATH", path)] }
+    pub(super) fn new(at: Where) -> Self {
+        let (root, tools) = (tempfile::tempdir().expect("a directory"), Tools::of(at));
+        Stage { root, environment: vec![("PATH", tools.path.clone())], at, _tools: tools }
     }
 
     /// A stage with these files.
-    pub(super) fn with(files: &[(&str, &str)]) -> Self {
-        let stage = Stage::new();
+    pub(super) fn with(at: Where, files: &[(&str, &str)]) -> Self {
+        let stage = Stage::new(at);
         for (name, content) in files {
             let path = stage.path(name);
             std::fs::create_dir_all(path.parent().expect("it has one")).expect("directories");
@@ -92,21 +94,23 @@ impl Stage {
     /// The builder's directory is `ROOT`, and so are the worker's and the user's home.
     pub(super) fn play<C>(&self, reply: impl FnMut(&Call) -> Reply + Send + 'static, command: C) -> Vec<String>
     where
-        C: AsyncFnOnce(&Context, &Host, &Reporter) -> Result<(), Failure>,
+        C: AsyncFnOnce(&Context, &dyn Place, &Reporter) -> Result<(), Failure>,
     {
         let root = self.root.path().to_owned();
-        let environment = self.environment.iter().map(|(name, value)| (name.into(), value.into())).collect();
-        let host = Host::new(environment, root.clone());
+        let environment: Vec<_> =
+            self.environment.iter().map(|(name, value)| (name.into(), value.clone().into())).collect();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         runtime.block_on(async {
+            let scenery = Scenery::build(self.at, environment, &root).await;
             let (link, calls) = MasterLink::new();
             let (interrupter, interrupt) = Interrupt::new();
             let master = tokio::spawn(listen(calls, reply, interrupter));
             let context = self.context_of(link.clone(), interrupt);
             let reporter = Reporter::new(context.command_id.clone(), link, &Settings::default());
-            let outcome = command(&context, &host, &reporter).await;
+            let outcome = command(&context, &*scenery.place, &reporter).await;
             conclude(&context, reporter, Instant::now(), Some(outcome)).await;
             drop(context);
+            scenery.strike().await;
             let calls = master.await.expect("the master ends with the line");
             calls.iter().flat_map(|call| lines(call, &root)).collect()
         })

@@ -14,6 +14,12 @@ mod logfiles;
 mod os_error;
 #[cfg(test)]
 mod recordings;
+#[cfg(test)]
+mod scenery;
+#[cfg(test)]
+#[path = "../../../ssh/tests/servers/server.rs"]
+#[allow(dead_code, reason = "the tests of the ssh crate need more of it")]
+mod server;
 mod shell;
 mod transfer;
 pub(crate) mod vm;

@@ -364,6 +364,7 @@ mod tests {
     use protocol::command::Compression;
 
     use super::super::fake_master::{Reply, Stage};
+    use super::super::scenery::{Where, everywhere};
     use super::*;
 
     fn upload(path: &str) -> UploadFile {
@@ -432,9 +433,8 @@ mod tests {
         assert_eq!(heard, told);
     }
 
-    #[test]
-    fn a_file_is_sent_in_blocks_and_closed() {
-        let stage = Stage::with(&[("build/f", "0123456789")]);
+    fn a_file_is_sent_in_blocks_and_closed(at: Where) {
+        let stage = Stage::with(at, &[("build/f", "0123456789")]);
         let told = [
             "write 0123",
             "write 4567",
@@ -450,16 +450,14 @@ mod tests {
         check_upload(&stage, &upload(stage.path("build/f").to_str().expect("text")), content, &told);
     }
 
-    #[test]
-    fn an_empty_file_is_only_closed() {
-        let stage = Stage::with(&[("f", "")]);
+    fn an_empty_file_is_only_closed(at: Where) {
+        let stage = Stage::with(at, &[("f", "")]);
         let told = ["close", "header sending ROOT/f\n", "rc 0", "elapsed", "complete None"];
         check_upload(&stage, &upload("f"), content, &told);
     }
 
-    #[test]
-    fn what_can_not_be_opened_is_closed_all_the_same() {
-        let stage = Stage::with(&[("d/f", "")]);
+    fn what_can_not_be_opened_is_closed_all_the_same(at: Where) {
+        let stage = Stage::with(at, &[("d/f", "")]);
         let check = |path: &str, said: &str| {
             let header = format!("header sending ROOT/{path}\n");
             let stderr = format!("stderr Cannot open file 'ROOT/{path}' for upload{said}\n");
@@ -472,9 +470,8 @@ mod tests {
         check("d/f/x", ": Not a directory");
     }
 
-    #[test]
-    fn times_follow_the_close() {
-        let stage = Stage::with(&[("f", "x")]);
+    fn times_follow_the_close(at: Where) {
+        let stage = Stage::with(at, &[("f", "x")]);
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let times = std::fs::FileTimes::new().set_accessed(time(978_307_201)).set_modified(time(978_307_200));
         let set = std::fs::File::open(stage.path("f")).and_then(|file| file.set_times(times));
@@ -505,9 +502,8 @@ mod tests {
         std::fs::File::open(stage.path("f")).and_then(|file| file.set_times(times)).expect("times");
     }
 
-    #[test]
-    fn a_file_is_cut_at_its_maximal_size() {
-        let stage = Stage::with(&[("f", "0123456789")]);
+    fn a_file_is_cut_at_its_maximal_size(at: Where) {
+        let stage = Stage::with(at, &[("f", "0123456789")]);
         let check = |maxsize, writes: &[&str]| {
             let told = [
                 writes,
@@ -521,9 +517,8 @@ mod tests {
         check(10, &["write 0123", "write 4567", "write 89"]);
     }
 
-    #[test]
-    fn several_blocks_are_under_way_at_once() {
-        let stage = Stage::with(&[("f", "0123456789ab")]);
+    fn several_blocks_are_under_way_at_once(at: Where) {
+        let stage = Stage::with(at, &[("f", "0123456789ab")]);
         let (link, mut calls) = crate::master::MasterLink::new();
         let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
         runtime.block_on(async {
@@ -545,9 +540,8 @@ mod tests {
         });
     }
 
-    #[test]
-    fn a_master_that_refuses_a_block_makes_the_build_an_exception() {
-        let stage = Stage::with(&[("f", "0123")]);
+    fn a_master_that_refuses_a_block_makes_the_build_an_exception(at: Where) {
+        let stage = Stage::with(at, &[("f", "0123")]);
         let refuse = |call: &Call| match call {
             Call::UploadWrite { .. } => Reply::Refuse("no space"),
             _ => Reply::nil(),
@@ -557,9 +551,8 @@ mod tests {
         check_upload(&stage, &upload("f"), refuse, &told);
     }
 
-    #[test]
-    fn an_interrupt_stops_an_upload_and_closes_it() {
-        let stage = Stage::with(&[("f", "0123")]);
+    fn an_interrupt_stops_an_upload_and_closes_it(at: Where) {
+        let stage = Stage::with(at, &[("f", "0123")]);
         let interrupt = |call: &Call| match call {
             Call::UploadWrite { .. } => Reply::Interrupt,
             _ => Reply::nil(),
@@ -568,25 +561,22 @@ mod tests {
         check_upload(&stage, &upload("f"), interrupt, &told);
     }
 
-    #[test]
-    fn a_lost_line_ends_a_transfer() {
-        let stage = Stage::with(&[("f", "0123")]);
+    fn a_lost_line_ends_a_transfer(at: Where) {
+        let stage = Stage::with(at, &[("f", "0123")]);
         check_upload(&stage, &upload("f"), |_| Reply::HangUp, &["write 0123"]);
         check_directory(&stage, &upload_dir(""), |_| Reply::HangUp, &["write archive"]);
         check_download(&stage, &download("new"), |_| Reply::HangUp, &["read 4"]);
         assert_eq!(stage.names(), ["f"]);
     }
 
-    #[test]
-    fn a_directory_is_sent_as_an_archive_and_unpacked() {
-        let stage = Stage::with(&[("d/f", "x")]);
+    fn a_directory_is_sent_as_an_archive_and_unpacked(at: Where) {
+        let stage = Stage::with(at, &[("d/f", "x")]);
         let told = ["write archive", "unpack", "header sending ROOT/d\n", "rc 0", "elapsed", "complete None"];
         check_directory(&stage, &upload_dir("d"), content, &told);
     }
 
-    #[test]
-    fn a_directory_that_is_none_is_not_sent() {
-        let stage = Stage::with(&[("f", "x")]);
+    fn a_directory_that_is_none_is_not_sent(at: Where) {
+        let stage = Stage::with(at, &[("f", "x")]);
         let check = |path: &str, why: &str| {
             let stderr = format!("stderr Cannot read directory 'ROOT/{path}' for upload: {why}: 'ROOT/{path}'\n");
             check_directory(&stage, &upload_dir(path), content, &["rc 1", "elapsed", stderr.as_str(), "complete None"]);
@@ -595,9 +585,8 @@ mod tests {
         check("f", "[Errno 20] Not a directory");
     }
 
-    #[test]
-    fn half_an_archive_is_never_unpacked() {
-        let stage = Stage::with(&[("d/f", "x")]);
+    fn half_an_archive_is_never_unpacked(at: Where) {
+        let stage = Stage::with(at, &[("d/f", "x")]);
         let check = |upload: &UploadDirectory, reply: fn(&Call) -> Reply, end: &[&str]| {
             check_directory(
                 &stage,
@@ -617,9 +606,8 @@ mod tests {
         );
     }
 
-    #[test]
-    fn an_archive_that_the_master_can_not_unpack_is_said_at_the_step() {
-        let stage = Stage::with(&[("d/f", "x")]);
+    fn an_archive_that_the_master_can_not_unpack_is_said_at_the_step(at: Where) {
+        let stage = Stage::with(at, &[("d/f", "x")]);
         let refuse = |call: &Call| match call {
             Call::DirectoryUnpack { .. } => Reply::Refuse("'pipe' is a special file"),
             _ => Reply::nil(),
@@ -629,9 +617,8 @@ mod tests {
         check_directory(&stage, &upload_dir("d"), refuse, &told);
     }
 
-    #[test]
-    fn a_file_is_received_until_it_ends() {
-        let stage = Stage::new();
+    fn a_file_is_received_until_it_ends(at: Where) {
+        let stage = Stage::new(at);
         let end = ["close", "rc 0", "elapsed", "complete None"];
         check_download(&stage, &download("d/e/f"), file("012"), &[&["read 4", "read 4"][..], &end].concat());
         assert_eq!(stage.read("d/e/f").as_deref(), Some("012"));
@@ -641,18 +628,16 @@ mod tests {
         assert_eq!(stage.read("f").as_deref(), Some("0123456789"));
     }
 
-    #[test]
-    fn a_file_gets_its_mode() {
-        let stage = Stage::new();
+    fn a_file_gets_its_mode(at: Where) {
+        let stage = Stage::new(at);
         let told = ["read 4", "read 4", "close", "rc 0", "elapsed", "complete None"];
         check_download(&stage, &DownloadFile { mode: Some(0o640), ..download("f") }, file("x"), &told);
         let mode = stage.path("f").metadata().expect("a file").permissions().mode();
         assert_eq!(mode & 0o7777, 0o640);
     }
 
-    #[test]
-    fn text_is_data_too() {
-        let stage = Stage::new();
+    fn text_is_data_too(at: Where) {
+        let stage = Stage::new(at);
         let mut texts = ["é", ""].into_iter();
         let reply = move |call: &Call| match call {
             Call::Read { .. } => Reply::Answer(texts.next().unwrap_or_default().into()),
@@ -663,9 +648,8 @@ mod tests {
         assert_eq!(stage.read("f").as_deref(), Some("é"));
     }
 
-    #[test]
-    fn a_file_larger_than_allowed_is_cut() {
-        let stage = Stage::new();
+    fn a_file_larger_than_allowed_is_cut(at: Where) {
+        let stage = Stage::new(at);
         let check = |maxsize, reads: &[&str], expected: &str| {
             let stderr = "stderr Maximum filesize reached, truncating file 'ROOT/f'\n";
             let told = [reads, &["close", "rc 1", "elapsed", stderr, "complete None"]].concat();
@@ -680,8 +664,8 @@ mod tests {
 
     /// What is wrong with an answer, and that it does not touch the old file.
     #[track_caller]
-    fn check_unusable(answer: fn() -> Value, why: &str) {
-        let stage = Stage::with(&[("f", "old")]);
+    fn check_unusable(at: Where, answer: fn() -> Value, why: &str) {
+        let stage = Stage::with(at, &[("f", "old")]);
         let reply = move |call: &Call| match call {
             Call::Read { .. } => Reply::Answer(answer()),
             _ => Reply::nil(),
@@ -692,25 +676,23 @@ mod tests {
         assert_eq!((stage.names(), stage.read("f").as_deref()), (vec!["f".to_owned()], Some("old")));
     }
 
-    #[test]
-    fn a_master_that_answers_with_nil_does_not_leave_an_empty_file() {
+    fn a_master_that_answers_with_nil_does_not_leave_an_empty_file(at: Where) {
         check_unusable(
+            at,
             || Value::Nil,
             "nil instead of data. A Buildbot 4.3.0 master cannot send files over msgpack_experimental_v7, every file \
              would arrive empty: connect this worker over PB, or use a master that has this fixed",
         );
     }
 
-    #[test]
-    fn an_answer_that_is_no_data_is_refused() {
-        check_unusable(|| Value::Int(5), "an integer instead of data");
-        check_unusable(|| Value::Bytes(vec![0; 5]), "5 bytes where 4 were asked for");
+    fn an_answer_that_is_no_data_is_refused(at: Where) {
+        check_unusable(at, || Value::Int(5), "an integer instead of data");
+        check_unusable(at, || Value::Bytes(vec![0; 5]), "5 bytes where 4 were asked for");
     }
 
-    #[test]
-    fn a_download_that_is_stopped_leaves_the_old_file() {
+    fn a_download_that_is_stopped_leaves_the_old_file(at: Where) {
         let check = |second: fn() -> Reply, end: &[&str]| {
-            let stage = Stage::with(&[("f", "old")]);
+            let stage = Stage::with(at, &[("f", "old")]);
             let mut reads = 0;
             let reply = move |call: &Call| match call {
                 Call::Read { .. } if reads == 0 => {
@@ -727,9 +709,8 @@ mod tests {
         check(|| Reply::Refuse("gone"), &["elapsed", "complete Some(\"the master refused the transfer: gone\")"]);
     }
 
-    #[test]
-    fn what_can_not_be_written_fails_the_step() {
-        let stage = Stage::with(&[("f", "x"), ("d/f", "x")]);
+    fn what_can_not_be_written_fails_the_step(at: Where) {
+        let stage = Stage::with(at, &[("f", "x"), ("d/f", "x")]);
         symlink("/dev/full", stage.path("full")).expect("a link");
         let check = |path: &str, reads: &[&str], said: &str| {
             let told = [reads, &["close", "rc 1", "elapsed", said, "complete None"]].concat();
@@ -739,5 +720,29 @@ mod tests {
         check("f/x", &[], "stderr Cannot open file 'ROOT/f/x' for download: File exists\n");
         check("d", &[], "stderr Cannot open file 'ROOT/d' for download: Is a directory\n");
         check("full", &["read 4", "read 4"], "stderr Error writing 'ROOT/full': No space left on device\n");
+    }
+
+    everywhere! {
+        a_file_is_sent_in_blocks_and_closed
+        an_empty_file_is_only_closed
+        what_can_not_be_opened_is_closed_all_the_same
+        times_follow_the_close
+        a_file_is_cut_at_its_maximal_size
+        several_blocks_are_under_way_at_once
+        a_master_that_refuses_a_block_makes_the_build_an_exception
+        an_interrupt_stops_an_upload_and_closes_it
+        a_lost_line_ends_a_transfer
+        a_directory_is_sent_as_an_archive_and_unpacked
+        a_directory_that_is_none_is_not_sent
+        half_an_archive_is_never_unpacked
+        an_archive_that_the_master_can_not_unpack_is_said_at_the_step
+        a_file_is_received_until_it_ends
+        a_file_gets_its_mode
+        text_is_data_too
+        a_file_larger_than_allowed_is_cut
+        a_master_that_answers_with_nil_does_not_leave_an_empty_file
+        an_answer_that_is_no_data_is_refused
+        a_download_that_is_stopped_leaves_the_old_file
+        what_can_not_be_written_fails_the_step
     }
 }

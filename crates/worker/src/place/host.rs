@@ -11,7 +11,7 @@ use process::{Child, ExitStatus, Signal};
 use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Ending, Event, Place, Process, Program, SpawnError, host_files};
+use super::{Ending, Event, NO_PROGRAM, Place, Process, Program, SpawnError, host_files};
 
 /// How long a program's output is waited for after its exit if nobody calls [`Process::leave`].
 const OUTPUT_GRACE: Duration = Duration::from_secs(24 * 3600);
@@ -135,10 +135,7 @@ fn spawn_error(error: process::SpawnError) -> SpawnError {
         source: io::Error::new(kind, why),
     };
     match error {
-        Spawn::NotFound { program } => {
-            let why = "no such program, or the interpreter that it names is missing";
-            refused(&program, io::ErrorKind::NotFound, why)
-        }
+        Spawn::NotFound { program } => refused(&program, io::ErrorKind::NotFound, NO_PROGRAM),
         Spawn::NotExecutable { program, source } => SpawnError::Program { program: program.into(), source },
         Spawn::WorkingDirectory { path, source } => SpawnError::Workdir { workdir: path, source },
         Spawn::VariableName { name } => {

@@ -130,6 +130,9 @@ pub(crate) enum Ending {
     },
 }
 
+/// Why a program is said to be missing.
+const NO_PROGRAM: &str = "no such program, or the interpreter that it names is missing";
+
 /// Why a program did not start.
 #[derive(Debug, Error)]
 pub(crate) enum SpawnError {

@@ -101,6 +101,12 @@ pub(crate) struct Fate {
 }
 
 impl Fate {
+    /// The fate of a machine whose status is set by a test.
+    #[cfg(test)]
+    pub(crate) fn by(vm: Name, status: watch::Receiver<Status>) -> Self {
+        Fate { vm, status }
+    }
+
     /// What the machine is called.
     pub(crate) fn vm(&self) -> &Name {
         &self.vm

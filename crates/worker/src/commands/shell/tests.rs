@@ -1,6 +1,6 @@
 mod captures;
 mod fake_place;
-mod on_the_host;
+mod real;
 
 use std::sync::Arc;
 
