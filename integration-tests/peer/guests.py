@@ -72,7 +72,7 @@ class Guests:
             "boot_timeout": BOOT_TIMEOUT,
         }
         pool = {"slots": SLOTS, "ssh_port_base": self._first_port, "accel": "tcg"}
-        tables = {"worker": {"host_commands": False}, "pool": pool, "images.guest": image}
+        tables: dict[str, dict[str, Any]] = {"worker": {"host_commands": False}, "pool": pool, "images.guest": image}
         lines = []
         for name, table in tables.items():
             lines.append(f"[{name}]")
