@@ -81,11 +81,14 @@ def base(protocols: dict[str, Any], www_port: int, workers: dict[str, str]) -> d
 
 
 def add_builder(
-    config: dict[str, Any], name: str, factory: list[Any], workernames: list[str] | None = None, **kwargs: Any
+    config: dict[str, Any], name: str, factory: Any, workernames: list[str] | None = None, **kwargs: Any
 ) -> None:
-    """Add a builder and the scheduler ``force-NAME`` that starts it; for any of the workers if none is named."""
+    """Add a builder and the scheduler ``force-NAME`` that starts it; for any of the workers if none is named.
+
+    ``factory`` is one, or a list of steps for one.
+    """
     names = workernames or [each.name for each in config["workers"]]
-    config["builders"].append(
-        util.BuilderConfig(name=name, workernames=names, factory=util.BuildFactory(factory), **kwargs)
-    )
+    if isinstance(factory, list):
+        factory = util.BuildFactory(factory)
+    config["builders"].append(util.BuilderConfig(name=name, workernames=names, factory=factory, **kwargs))
     config["schedulers"].append(schedulers.ForceScheduler(name=f"force-{name}", builderNames=[name]))

@@ -120,6 +120,11 @@ impl Build {
         self.property_pairs.get(name).map_or(&Value::Null, |(value, _source)| value)
     }
 
+    /// All properties' values.
+    pub fn properties(&self) -> BTreeMap<String, Value> {
+        self.property_pairs.iter().map(|(name, (value, _source))| (name.clone(), value.clone())).collect()
+    }
+
     /// Checks how the build ended; if not so, the error has all steps and logs.
     pub fn ended(&self, results: Results) -> Result<()> {
         ensure!(self.results == Some(results), "not {results:?} but {}", self.story());

@@ -63,6 +63,13 @@ impl MasterPlan {
         self
     }
 
+    /// Adds lines of Python to the configuration, which is called `c`.
+    pub fn python(mut self, lines: &str) -> MasterPlan {
+        self.builders.push_str(lines);
+        self.builders.push('\n');
+        self
+    }
+
     /// Adds a worker beside the one called `worker`.
     pub fn worker(mut self, name: &str) -> MasterPlan {
         self.workers.push((name.to_owned(), Master::PASSWORD.to_owned()));
@@ -123,6 +130,14 @@ impl MasterPlan {
 }
 
 impl Protocol {
+    /// A word for it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Protocol::Msgpack => "msgpack",
+            Protocol::Pb => "pb",
+        }
+    }
+
     /// The scheme of a master's URL, with or without TLS.
     pub fn scheme(self, tls: bool) -> &'static str {
         match (self, tls) {
