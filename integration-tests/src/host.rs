@@ -3,7 +3,7 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus};
+use std::process::{Command, ExitStatus, Output};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
@@ -86,6 +86,7 @@ impl KvmHost {
     /// Starts the worker without a configuration file, with flags for what has no default.
     pub fn start_by_flags(&self) -> Result<Worker> {
         let mut command = self.command()?;
+        command.arg("run");
         for flag in ["master", "name", "password-file", "basedir"] {
             let value = self.configuration["worker"][&flag.replace('-', "_")].as_str();
             command.arg(format!("--{flag}")).arg(value.context("the flag's value is a text")?);
@@ -98,6 +99,13 @@ impl KvmHost {
         let mut worker = self.start()?;
         let status = worker.wait(SOON)?;
         Ok((status, worker.transcript().text()))
+    }
+
+    /// Runs the worker's program with other arguments than those that make it a worker, for the same configuration.
+    pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
+        let mut command = self.command()?;
+        command.args(arguments).arg("--config").arg(self.write_configuration()?);
+        command.output().with_context(|| format!("run kvm-worker {arguments:?}"))
     }
 
     /// The directory whose subdirectories the master gives to its builders.
@@ -136,6 +144,15 @@ impl KvmHost {
         let mut machines = self.machines()?;
         ensure!(machines.len() == 1, "not one machine but {machines:#?}");
         machines.pop().context("a machine")
+    }
+
+    /// Waits until so many QEMUs run on this host.
+    pub fn machines_become(&self, count: usize) -> Result<()> {
+        self.becomes(&format!("{count} machines run"), |host| {
+            let machines = host.machines()?;
+            let wrong = machines.len() != count;
+            Ok(if wrong { vec![format!("not {count} but {machines:#?}")] } else { Vec::new() })
+        })
     }
 
     /// Kills a process of this host with SIGKILL and waits until it is gone.
@@ -198,16 +215,20 @@ impl KvmHost {
     }
 
     fn with_file(&self) -> Result<Command> {
+        let mut command = self.command()?;
+        command.arg("run").arg("--config").arg(self.write_configuration()?);
+        Ok(command)
+    }
+
+    fn write_configuration(&self) -> Result<PathBuf> {
         let file = self.path("worker.toml");
         fs::write(&file, self.configuration.to_string()).context("write the worker's configuration")?;
-        let mut command = self.command()?;
-        command.arg("--config").arg(file);
-        Ok(command)
+        Ok(file)
     }
 
     fn command(&self) -> Result<Command> {
         let mut command = Command::new(worker_binary()?);
-        command.arg("run").current_dir(self.directory.path());
+        command.current_dir(self.directory.path());
         // The environment of the tests is none of the worker's business, nor of its commands.
         command.env_clear();
         for name in ["PATH", "TMPDIR"] {
