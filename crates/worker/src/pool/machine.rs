@@ -250,8 +250,10 @@ impl Machine {
         self.status()
     }
 
-    /// Has it run for so long from now on, for a person instead of a builder.
+    /// Has it run for so long from now on, for a person instead of a builder. It is off the builder's private network, in
+    /// which the next build's machines may get its name and address.
     pub(super) fn extend(&self, time: Duration) {
+        drop(self.membership.lock().unwrap_or_else(PoisonError::into_inner).take());
         self.term.send_replace(Term { until: Instant::now() + time, then: Status::Stopped });
     }
 

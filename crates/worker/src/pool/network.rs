@@ -86,7 +86,8 @@ impl Membership {
     pub(super) async fn introduce(&self, machine: &Arc<Machine>) -> anyhow::Result<()> {
         let mut members = self.network.members.lock().await;
         members.retain(|member| {
-            member.upgrade().is_some_and(|member| member.status() == Status::Up && !Arc::ptr_eq(&member, machine))
+            let there = |member: &Machine| member.status() == Status::Up && member.membership().is_some();
+            member.upgrade().is_some_and(|member| there(&member) && !Arc::ptr_eq(&member, machine))
         });
         members.push(Arc::downgrade(machine));
         let members: Vec<_> = members.iter().filter_map(Weak::upgrade).collect();
