@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
+use rustix::fs::{FallocateFlags, fallocate};
+
 /// Reads the end of a console log as text a person can be shown: at most `max_bytes` of it, from the beginning of a line
 /// where there is one, undecodable bytes replaced, and without terminal control. A log that is not there yet is empty.
 /// Blocks, for as long as reading a file does.
@@ -20,6 +22,24 @@ pub fn tail(path: &Path, max_bytes: usize) -> io::Result<String> {
     file.take(max_bytes as u64).read_to_end(&mut bytes)?;
     let cut = if size > max_bytes as u64 { line_start(&bytes) } else { 0 };
     Ok(plain(&String::from_utf8_lossy(&bytes[cut..])))
+}
+
+/// Gives back to the file system what a console log has but its last `keep` bytes, once it occupies twice as much, and returns
+/// whether it did. The log keeps its length, so that places in it stay what they are and QEMU writes on where it was; what is
+/// gone reads as zeros, and is a hole to whoever asks for data (`SEEK_DATA`). Some file systems can't do that. Blocks.
+pub(crate) fn trim(path: &Path, keep: u64) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = match std::fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        metadata => metadata?,
+    };
+    let gone = metadata.len().saturating_sub(keep);
+    if metadata.blocks() * 512 <= keep.saturating_mul(2) || gone == 0 {
+        return Ok(false);
+    }
+    let file = File::options().write(true).open(path)?;
+    fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, 0, gone)?;
+    Ok(true)
 }
 
 /// Finds where the first whole line begins, if there is one.
@@ -111,6 +131,28 @@ mod tests {
         check("a\u{1b}]title\nb", "a\nb");
         check("\u{1b}\u{1b}[1mx", "x");
         check("a\u{1b}ü", "aü");
+    }
+
+    #[test]
+    fn a_log_that_has_grown_long_keeps_its_end_and_its_length() {
+        use std::os::unix::fs::MetadataExt;
+        const KEEP: u64 = 1 << 20;
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("console.log");
+        assert!(!trim(&path, KEEP).expect("one that is not there yet is short"));
+        let check = |megabytes: usize, trimmed: bool| {
+            std::fs::write(&path, "0123456789abcde\n".repeat(megabytes << 16)).expect("written");
+            assert_eq!(trim(&path, KEEP).expect("the file system can do it"), trimmed, "{megabytes}");
+            let metadata = std::fs::metadata(&path).expect("it is there");
+            assert_eq!(metadata.len(), (megabytes as u64) << 20);
+            assert!(metadata.blocks() * 512 <= 2 * KEEP + (64 << 10), "{}", metadata.blocks());
+            assert_eq!(tail(&path, 20).expect("readable"), "0123456789abcde\n");
+            assert!(!trim(&path, KEEP).expect("once is enough"));
+        };
+        check(1, false);
+        check(3, true);
+        let text = std::fs::read(&path).expect("readable");
+        assert!(text[..2 << 20].iter().all(|byte| *byte == 0) && text[2 << 20..].iter().all(|byte| *byte != 0));
     }
 
     #[test]

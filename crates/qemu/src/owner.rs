@@ -6,15 +6,23 @@ use std::time::Duration;
 
 use process::{Child, Event, ExitStatus, Rung as Escalate, Signal, Tail};
 use tokio::sync::{mpsc, watch};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, MissedTickBehavior, timeout};
 
-use crate::console::plain;
+use crate::console::{plain, trim};
 use crate::qmp::Qmp;
 use crate::state::{Change, Exit, State};
 use crate::{Files, Identity, Pidfile};
 
 /// How much of stderr is kept.
 const STDERR_MAX_BYTES: usize = 8 * 1024;
+
+/// How much of a guest's console is kept on the host at least, and half of what it occupies at most: a guest may print without
+/// end.
+const CONSOLE_KEPT: u64 = 16 << 20;
+
+/// How often that is looked after. QEMU tells nobody what it writes, and an emulated serial line takes a minute or more for
+/// what is kept.
+const CONSOLE_TRIM: Duration = Duration::from_secs(5);
 
 /// How long QEMU's last words on its monitor are waited for once it has exited. They are in the socket already.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -40,6 +48,9 @@ impl Owner {
         let mut publish = Publish { states: self.states.clone(), exit: None };
         let mut stderr = Tail::new(STDERR_MAX_BYTES);
         let mut wanted = true;
+        let mut trimming = tokio::time::interval(CONSOLE_TRIM);
+        trimming.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut trimmable = true;
         let status = loop {
             tokio::select! {
                 event = self.child.next_event() => match event {
@@ -51,6 +62,14 @@ impl Owner {
                     Some(Event::Unkilled) => tracing::error!(pid = self.child.id(), "qemu does not end even when killed"),
                     Some(_) => {}
                     None => break ExitStatus::Signal(Signal::SIGKILL as i32),
+                },
+                _ = trimming.tick(), if trimmable => match trim(&self.files.console_log, CONSOLE_KEPT) {
+                    Ok(false) => {}
+                    Ok(true) => tracing::info!(pid = self.child.id(), "the guest prints much; the beginning of its console's log is gone"),
+                    Err(error) => {
+                        trimmable = false;
+                        tracing::warn!(%error, "a console's log can't be kept short");
+                    }
                 },
                 signal = self.signals.recv(), if wanted => {
                     wanted = signal.is_some();

@@ -5,6 +5,8 @@ use std::io::SeekFrom;
 use std::path::Path;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
 use tokio::fs::File;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
@@ -41,10 +43,30 @@ impl Console {
         }
     }
 
+    /// Where what is to be shown goes on; nothing at the end of the file.
+    fn next_data(&self) -> Option<u64> {
+        let shown = i64::try_from(self.shown).ok()?;
+        match lseek(&self.file, shown, Whence::SeekData) {
+            Ok(next) => u64::try_from(next).ok(),
+            Err(Errno::ENXIO) => None,
+            // A file system that knows no holes has none.
+            Err(_) => Some(self.shown),
+        }
+    }
+
     /// Shows what has been printed so far.
     pub(crate) async fn catch_up(&mut self) {
         let mut block = vec![0; 32 * 1024];
-        while self.file.seek(SeekFrom::Start(self.shown)).await.is_ok() {
+        while let Some(next) = self.next_data() {
+            // What a guest printed without end is given back to the file system.
+            let gone = next - self.shown;
+            if gone > 0 && !self.log.write(format!("[{gone} bytes that were printed before are not kept]\n")).await {
+                return;
+            }
+            self.shown = next;
+            if self.file.seek(SeekFrom::Start(next)).await.is_err() {
+                return;
+            }
             match self.file.read(&mut block).await {
                 Ok(bytes) if bytes > 0 => {
                     if !self.log.write(block[..bytes].to_vec()).await {
@@ -55,5 +77,35 @@ impl Console {
                 _ => return,
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Seek, Write};
+
+    use super::super::fake_master::{Reply, Stage};
+    use super::*;
+
+    #[test]
+    fn what_is_not_kept_is_counted_and_not_shown() {
+        let stage = Stage::new();
+        let path = stage.path("console.log");
+        let mut file = std::fs::File::create(&path).expect("made");
+        file.seek(SeekFrom::Start(1 << 20)).expect("a hole");
+        file.write_all(b"the end\n").expect("written");
+        let told = stage.play(
+            |_| Reply::nil(),
+            async |_, _, reporter| {
+                let mut console =
+                    Console::open(&path, 1000, reporter.log_writer("console")).await.expect("it can be read");
+                console.catch_up().await;
+                assert_eq!(console.shown(), (1 << 20) + 8);
+                console.catch_up().await;
+                Ok(())
+            },
+        );
+        let gone = (1 << 20) - 1000;
+        assert_eq!(told[0], format!("console [{gone} bytes that were printed before are not kept]\nthe end\n"));
     }
 }
