@@ -85,11 +85,12 @@ mod tests {
     use std::io::{Seek, Write};
 
     use super::super::fake_master::{Reply, Stage};
+    use super::super::scenery::Where;
     use super::*;
 
     #[test]
     fn what_is_not_kept_is_counted_and_not_shown() {
-        let stage = Stage::new();
+        let stage = Stage::new(Where::Host);
         let path = stage.path("console.log");
         let mut file = std::fs::File::create(&path).expect("made");
         file.seek(SeekFrom::Start(1 << 20)).expect("a hole");
