@@ -20,7 +20,6 @@ use serde::{Deserialize, Serialize};
 use tracing::{info, warn};
 
 use super::history::{Current, FIRST, History};
-use crate::config::DiskFormat;
 use crate::pool::identity::DiskIdentity;
 use crate::pool::state_dir::make_private_directory;
 
@@ -58,11 +57,11 @@ pub(in crate::pool) enum Format {
     Raw,
 }
 
-impl From<DiskFormat> for Format {
-    fn from(format: DiskFormat) -> Self {
+impl From<qemu::Format> for Format {
+    fn from(format: qemu::Format) -> Self {
         match format {
-            DiskFormat::Qcow2 => Format::Qcow2,
-            DiskFormat::Raw => Format::Raw,
+            qemu::Format::Qcow2 => Format::Qcow2,
+            qemu::Format::Raw => Format::Raw,
         }
     }
 }
@@ -155,9 +154,11 @@ pub(super) fn write_current(image: &Path, current: &Current) -> anyhow::Result<(
     let path = image.join("current");
     let written = match current {
         Current::Chosen(number) => write_whole(&path, &format!("{number}\n")),
-        Current::Newest | Current::Unknown { .. } => match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
+        // What can't be read is for a person to put right.
+        Current::Unknown { .. } => return Ok(()),
+        Current::Newest => match fs::remove_file(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            removed => removed,
         },
     };
     written.and_then(|()| sync(image)).with_context(|| format!("write {}", path.display()))
@@ -172,7 +173,8 @@ fn write_whole(path: &Path, text: &str) -> io::Result<()> {
     fs::rename(unfinished, path)
 }
 
-fn sync(directory: &Path) -> io::Result<()> {
+/// Waits until the names in a directory are on the host's disk. Blocks.
+pub(super) fn sync(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
@@ -190,17 +192,21 @@ impl Unfinished {
         self.directory.join("disk.qcow2")
     }
 
-    /// Makes it the generation of a number that is free. Its disk is on the host's disk already; the rest is so before the
-    /// name is.
-    pub(super) fn publish(self, image: &Path, manifest: &Manifest) -> anyhow::Result<()> {
-        let place = image.join(manifest.generation.to_string());
-        let publish = || {
-            write_whole(&self.directory.join("manifest.json"), &serde_json::to_string_pretty(manifest)?)?;
-            sync(&self.directory)?;
-            fs::rename(&self.directory, &place)?;
-            sync(image)
+    /// Writes its manifest, and waits until all of it is on the host's disk, where its own disk is already. Blocks.
+    pub(super) fn seal(self, manifest: &Manifest) -> anyhow::Result<Self> {
+        let path = self.directory.join("manifest.json");
+        let seal = || {
+            write_whole(&path, &serde_json::to_string_pretty(manifest)?)?;
+            sync(&self.directory)
         };
-        publish().with_context(|| format!("put {} in place", place.display()))
+        seal().with_context(|| format!("write {}", path.display()))?;
+        Ok(self)
+    }
+
+    /// Makes what is sealed the generation of a number that is free.
+    pub(super) fn publish(self, image: &Path, number: u32) -> anyhow::Result<()> {
+        let place = image.join(number.to_string());
+        fs::rename(&self.directory, &place).with_context(|| format!("put {} in place", place.display()))
     }
 }
 

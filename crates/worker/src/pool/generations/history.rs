@@ -54,6 +54,11 @@ impl<M> History<M> {
         }
     }
 
+    /// What somebody chose to be the current one.
+    pub(super) fn chosen(&self) -> &Current {
+        &self.current
+    }
+
     /// What a generation's manifest says; none for the first.
     pub(super) fn manifest(&self, number: u32) -> Result<Option<&M>, String> {
         if number == FIRST {

@@ -20,7 +20,7 @@ use super::disks;
 use super::identity::DiskIdentity;
 use crate::config::Image;
 pub(crate) use files::Manifest;
-use files::{Format, Unfinished};
+use files::Unfinished;
 pub(crate) use history::FIRST;
 use history::History;
 
@@ -83,6 +83,9 @@ pub(crate) struct Published {
     /// Whether machines start from it now.
     pub current: bool,
 }
+
+/// How much of a builder's name is written down, in characters.
+const MAX_BUILDER: usize = 200;
 
 /// Who saves.
 #[derive(Debug)]
@@ -181,34 +184,44 @@ impl Generations {
         // survives a crash of the host is the copy, which is on the disk before it gets its name.
         qemu.copy_overlay(disk, &ground.root, &unfinished.disk()).await?;
         let size = std::fs::metadata(unfinished.disk()).context("look at the copy")?.len();
-        // From here on nothing is waited for, so that it is published and known, or neither.
-        let mut history = kept.history();
-        let number = history.next();
+        // Only who saves takes a number, and that is us.
+        let number = kept.history().next();
         let manifest = Manifest {
             generation: number,
             base: ground.root_identity.clone(),
-            base_format: match ground.root.format {
-                qemu::Format::Qcow2 => Format::Qcow2,
-                qemu::Format::Raw => Format::Raw,
-            },
+            base_format: ground.root.format.into(),
             size,
             saved: files::now(),
-            builder: saver.builder.to_owned(),
+            builder: saver.builder.chars().take(MAX_BUILDER).collect(),
             build: saver.build,
             from_image: ground.image.to_string(),
             from: ground.number,
             host_key: saver.host_key,
         };
-        unfinished.publish(&directory, &manifest)?;
+        let sealing = manifest.clone();
+        let unfinished = tokio::task::spawn_blocking(move || unfinished.seal(&sealing)).await??;
+        // Nothing is waited for in between, so that it is published and known, or neither.
+        unfinished.publish(&directory, number)?;
         let from = (ground.image == *image).then_some(ground.number);
-        let current = history.add(number, manifest, from);
-        if current && let Err(error) = files::write_current(&directory, &history::Current::Newest) {
-            warn!(%image, generation = number, "a restart of the worker will not know that this generation is current: {error:#}");
-        }
-        drop(history);
+        let current = kept.history().add(number, manifest, from);
         info!(%image, generation = number, builder = saver.builder, current, "image saved");
+        let (generations, name) = (self.clone(), image.clone());
+        // What follows is done even if nobody waits for it any more.
+        let settled = tokio::task::spawn_blocking(move || generations.settle(&name)).await;
+        if let Err(error) = settled.map_err(anyhow::Error::from).flatten() {
+            warn!(%image, generation = number, "what was saved may not be there, or not be current, after a crash: {error:#}");
+        }
         self.tidy(image);
         Ok(Published { number, current })
+    }
+
+    /// Sees to it that what was published, and is current, is so after a crash, too. Blocks.
+    fn settle(&self, image: &Name) -> anyhow::Result<()> {
+        let (kept, directory) = (self.kept(image)?, self.directory(image));
+        files::sync(&directory).with_context(|| format!("write {}", directory.display()))?;
+        // Under the lock, so that of two who write the later one writes what holds.
+        let history = kept.history();
+        files::write_current(&directory, history.chosen())
     }
 
     /// Has machines start from an earlier generation of an image, or from one that was rolled back; from the one before the
