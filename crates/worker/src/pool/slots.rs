@@ -320,7 +320,13 @@ mod tests {
     /// Slots whose ports nobody listens on, in a directory of their own.
     fn slots(count: u16) -> (tempfile::TempDir, Slots) {
         let directory = tempfile::tempdir().unwrap();
-        let base = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port().min(60000);
+        let base = loop {
+            // Others on this machine may have the next ones.
+            let base = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
+            if (0..count).all(|number| base.checked_add(number).is_some_and(|port| port_is_free(port).is_ok())) {
+                break base;
+            }
+        };
         let slots = (0..count).map(|number| Slot::new(number, base, directory.path())).collect();
         (directory, Slots::new(slots))
     }
