@@ -1,8 +1,8 @@
 //! The main loop: what the master asks, what commands end, and when to stop.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -469,17 +469,37 @@ async fn run_in_guest(
     reporter: Reporter,
 ) {
     let basedir = context.basedir.clone();
-    command.map_paths(|path| guest_path(&context.resolve(path), &basedir, &machine.image.guest_basedir));
+    let mut builder_dirs = BTreeSet::new();
+    command.map_paths(|path| {
+        let path = context.resolve(path);
+        builder_dirs.extend(builder_dir_of(&path, &basedir));
+        guest_path(&path, &basedir, &machine.image.guest_basedir)
+    });
     // Where commands run that name no directory, such as the `rm` of `rmdir`.
     context.builder_dir = guest_path(&context.builder_dir, &basedir, &machine.image.guest_basedir);
     context.basedir = machine.image.guest_basedir.clone();
     let console = console_log.map(|name| reporter.log_writer(name));
     let guest: Arc<dyn Place> = Arc::new(Guest::new(machine.login(), machine.fate()));
     let fate = machine.fate();
-    let work = commands::run_until(context, command, guest, fate.expired(), reporter);
+    let work = async {
+        for directory in builder_dirs.iter().filter(|directory| machine.is_first_use(directory)) {
+            // On the host it is always there. If it can't be made, the command finds out.
+            let _ = guest.make_directory(&machine.image.guest_basedir.join(directory)).await;
+        }
+        commands::run_until(context, command, guest, fate.expired(), reporter).await;
+    };
     match console {
         Some(log) => commands::vm::beside(work, &machine, log).await,
         None => work.await,
+    }
+}
+
+/// The builder's directory that a path of the host is in: the first below the base directory. Over MessagePack nothing else
+/// tells which these are.
+fn builder_dir_of(path: &Path, basedir: &Path) -> Option<PathBuf> {
+    match path.strip_prefix(basedir).ok()?.components().next()? {
+        Component::Normal(name) => Some(name.into()),
+        _ => None,
     }
 }
 
@@ -522,6 +542,19 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_builders_directory_is_the_first_below_the_basedir() {
+        let check = |path: &str, expected: Option<&str>| {
+            assert_eq!(builder_dir_of(Path::new(path), Path::new("/srv/w")), expected.map(PathBuf::from), "{path}");
+        };
+        check("/srv/w/b/build/f", Some("b"));
+        check("/srv/w/b", Some("b"));
+        check("/srv/w", None);
+        check("/srv/w/../x", None);
+        check("/srv/work/b", None);
+        check("/tmp", None);
+    }
 
     #[test]
     fn a_master_says_in_print_that_a_build_is_over() {

@@ -1,5 +1,6 @@
 //! One machine in a slot: its QEMU, the ssh session with its guest, and who uses it.
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -153,6 +154,8 @@ pub(crate) struct Machine {
     gone: watch::Sender<bool>,
     /// How much of the console has been shown to the master, in bytes.
     console_shown: AtomicU64,
+    /// The directories that builds have used in it, below the worker's base directory.
+    used: Mutex<BTreeSet<PathBuf>>,
     /// What only this machine may use; returned when its QEMU is gone.
     lease: Mutex<Option<Lease>>,
     /// Its place in a private network, given up with the lease.
@@ -185,6 +188,7 @@ impl Machine {
             stopping: AtomicBool::new(false),
             gone: watch::Sender::new(false),
             console_shown: AtomicU64::new(0),
+            used: Mutex::default(),
             lease: Mutex::new(Some(lease)),
             membership: Mutex::new(membership.map(Arc::new)),
         }
@@ -208,6 +212,11 @@ impl Machine {
     /// What tells when it is not there any more.
     pub(crate) fn fate(&self) -> Fate {
         Fate { vm: self.facts.owner.vm.clone(), status: self.status.subscribe() }
+    }
+
+    /// Notes that a build uses a directory, and tells whether it is the first time.
+    pub(crate) fn is_first_use(&self, directory: &Path) -> bool {
+        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.to_owned())
     }
 
     /// The next part of the console to show begins at this byte.
