@@ -137,6 +137,12 @@ pub enum SignalError {
         /// Those that were not signalled.
         pids: Vec<u32>,
     },
+    /// The guest's system has no such signal.
+    #[error("the guest's system has no signal {signal}; it knows KILL only")]
+    Unknown {
+        /// The signal's name, without `SIG`.
+        signal: &'static str,
+    },
     /// The helper that sends the signal could not run.
     #[error("send signal in the guest: {0}")]
     Exec(#[from] ExecError),

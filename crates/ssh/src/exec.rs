@@ -58,7 +58,7 @@ impl Exec {
         Self::new(Command::Argv(argv.into_iter().map(Into::into).collect()))
     }
 
-    /// Runs a command line with `/bin/sh -c`.
+    /// Runs a command line with the guest's shell: `/bin/sh -c`, unless its [`Dialect`](crate::Dialect) has another.
     pub fn shell(line: impl Into<Vec<u8>>) -> Self {
         Self::new(Command::Shell(line.into()))
     }
@@ -148,6 +148,18 @@ pub enum BadExec {
     EnvName {
         /// The name given.
         name: String,
+    },
+    /// The guest's system has nothing of the kind.
+    #[error("this guest's system has no such thing as {what} for commands")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// Windows knows text only.
+    #[error("{what} is not UTF-8, which a Windows guest needs")]
+    NotText {
+        /// Which string.
+        what: String,
     },
     /// The mask has bits beyond the permissions.
     #[error("umask {umask:o} is not between 0 and 777")]

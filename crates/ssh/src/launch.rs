@@ -1,21 +1,21 @@
-//! The few lines of `sh` with which a command starts in the guest, and what they report back.
+//! How a command starts in the guest, and what reports that back.
 //!
 //! ```text
-//! request    exec /bin/sh -c '<become a session leader; eval "$1">' sh '<read one line, eval it>'
+//! request    <a shell that reads one line, evaluates it and becomes the command>
 //! stdin      <the script: one line><the command's own standard input…>
 //! stderr     <noise of the login shell><nonce> run <pid> <start time>\n<the command's own standard error…>
 //! stdout     <noise of the login shell><nonce>\n<the command's own standard output…>
 //! ```
 //!
-//! The script comes over standard input because arguments are readable by every user of the guest; `read` takes
-//! exactly one line, so what follows is the command's. sshd closes over nothing that would kill a process tree, and
-//! has no request for a process id: hence the session of its own and the report.
+//! The script comes over standard input because arguments are readable by every user of the guest; exactly one line is
+//! read, so what follows is the command's. sshd closes over nothing that would kill a process tree, and has no request for
+//! a process id: hence the session of its own and the report. What the shell is told in is the [`Dialect`]'s matter.
 
 use bytes::{Buf, Bytes, BytesMut};
 use rand::Rng;
 
-use crate::exec::{BadExec, Command, Exec, Missing, Pty};
-use crate::shell::Shell;
+use crate::dialect::{Dialect, Start};
+use crate::exec::{BadExec, Command, Exec, Pty};
 
 /// The environment variable that marks a command's processes, also those that left its session.
 pub(crate) const MARK: &str = "SSH_EXEC_ID";
@@ -25,33 +25,6 @@ const MAX_NOISE: usize = 64 * 1024;
 
 /// The longest report line, in bytes: a nonce, a verb and two numbers.
 const MAX_REPORT: usize = 128;
-
-/// Becomes a session leader where the server did not see to it (dropbear), then reads the script.
-/// `setsid` would fork, and lose the exit status, in a process that leads its group already.
-const LAUNCH: &str = "exec /bin/sh -c '{ read -r _ _ _ _ l_group l_session _ </proc/$$/stat; } 2>/dev/null; \
-    if [ \"${l_session:-$$}\" != $$ ] && [ \"$l_group\" != $$ ] && command -v setsid >/dev/null; \
-    then exec setsid /bin/sh -c \"$1\" sh; fi; eval \"$1\"' sh 'IFS= read -r l_script && eval \"$l_script\"'";
-
-/// With a terminal the script must not be echoed nor be cut at the line discipline's 4096 bytes, so it waits until the
-/// terminal is raw.
-const LAUNCH_PTY: &str = "exec /bin/sh -c 'l_tty=$(stty -g) && stty raw -echo && printf \"%s\\n\" \"$1 ready\" && \
-    IFS= read -r l_script && stty \"$l_tty\" && eval \"$l_script\"' sh ";
-
-/// Variables that some shell refuses to set or gives a meaning to: `env` sets them, past the shell.
-const SHELL_VARIABLES: [&str; 12] = [
-    "BASHOPTS",
-    "BASHPID",
-    "BASH_VERSINFO",
-    "EUID",
-    "FUNCNAME",
-    "GROUPS",
-    "IFS",
-    "LINENO",
-    "OPTIND",
-    "PPID",
-    "SHELLOPTS",
-    "UID",
-];
 
 /// Returns what is wrong with a request, before any guest is asked.
 pub(crate) fn validate(exec: &Exec) -> Result<(), BadExec> {
@@ -93,14 +66,6 @@ fn is_name(name: &str) -> bool {
     !name.is_empty() && !name.contains(['=', '\0'])
 }
 
-/// Whether every shell can set a variable of this name.
-fn is_portable(name: &str) -> bool {
-    let mut bytes = name.bytes();
-    bytes.next().is_some_and(|first| first == b'_' || first.is_ascii_alphabetic())
-        && bytes.all(|byte| byte == b'_' || byte.is_ascii_alphanumeric())
-        && !SHELL_VARIABLES.contains(&name)
-}
-
 /// What to send to the guest for one command.
 #[derive(Debug, Clone)]
 pub(crate) struct Launch {
@@ -113,139 +78,17 @@ pub(crate) struct Launch {
 }
 
 impl Launch {
-    pub(crate) fn new(exec: &Exec) -> Result<Self, BadExec> {
+    pub(crate) fn new(exec: &Exec, dialect: &Dialect) -> Result<Self, BadExec> {
         validate(exec)?;
         let nonce = nonce();
-        let request = match exec.pty {
-            None => LAUNCH.to_owned(),
-            Some(_) => format!("{LAUNCH_PTY}{nonce}"),
-        };
-        Ok(Self { request: request.into_bytes(), script: script(exec, &nonce), nonce })
+        let Start { request, script } = dialect.launch(exec, &nonce)?;
+        Ok(Self { request, script, nonce })
     }
 }
 
 /// Returns a word that no output contains by chance.
 pub(crate) fn nonce() -> String {
     format!("x{:016x}", rand::rng().random::<u64>())
-}
-
-/// Writes the script: one line, ending in the only newline.
-fn script(exec: &Exec, nonce: &str) -> Bytes {
-    let mut line = Line::new(format!(
-        "l_newline=$(printf '\\nx'); l_newline=${{l_newline%x}}; unset CDPATH; \
-         l_fail() {{ printf '%s\\n' \"{nonce} fail $1\" \"$2\" >&2; exit 125; }}"
-    ));
-    if let Some(umask) = exec.umask {
-        line.raw(&format!("; umask {umask:04o}"));
-    }
-    if let Some((dir, missing)) = exec.dir.as_ref().filter(|(dir, _)| !dir.is_empty()) {
-        line.enter(dir, *missing);
-    }
-    line.raw(&format!("; export {MARK}={nonce}"));
-    for (name, value) in exec.env.iter().filter(|(name, _)| is_portable(name)) {
-        match value {
-            Some(value) => line.raw(&format!("; export {name}=")).quoted(value),
-            None => line.raw(&format!("; unset {name}")),
-        };
-    }
-    if let Command::Argv(argv) = &exec.command {
-        line.find_program(argv.first().map_or(b"", Vec::as_slice));
-    }
-    line.raw("; l_start=; { read -r l_start </proc/$$/stat; } 2>/dev/null; set -- ${l_start##*) }");
-    if exec.pty.is_none() {
-        line.raw(&format!("; printf '%s\\n' {nonce}"));
-    }
-    line.raw(&format!("; printf '%s\\n' \"{nonce} run $$ ${{20:-0}}\" >&2; exec"));
-    line.environment_past_the_shell(&exec.env);
-    match &exec.command {
-        Command::Argv(argv) => argv.iter().for_each(|argument| {
-            line.raw(" ").quoted(argument);
-        }),
-        Command::Shell(command) => {
-            line.raw(" /bin/sh -c ").quoted(command);
-        }
-    }
-    line.finish()
-}
-
-/// A line of shell under construction.
-struct Line(BytesMut);
-
-impl Line {
-    fn new(start: String) -> Self {
-        Self(BytesMut::from(start.as_bytes()))
-    }
-
-    fn raw(&mut self, text: &str) -> &mut Self {
-        self.0.extend_from_slice(text.as_bytes());
-        self
-    }
-
-    /// Appends one word. A newline would end the line that `read` takes, so it comes from a variable.
-    fn quoted(&mut self, word: &[u8]) -> &mut Self {
-        let quoted = Shell::Posix.quote(word).unwrap_or_default();
-        for (index, part) in quoted.split(|byte| *byte == b'\n').enumerate() {
-            if index > 0 {
-                self.raw("'\"$l_newline\"'");
-            }
-            self.0.extend_from_slice(part);
-        }
-        self
-    }
-
-    /// Enters the working directory. In the ordinary case that it exists nothing is forked.
-    fn enter(&mut self, dir: &[u8], missing: Missing) {
-        let dir = not_an_option(dir);
-        self.raw("; cd -- ").quoted(&dir).raw(" 2>/dev/null || { ");
-        if missing == Missing::Make {
-            self.raw("l_why=$(mkdir -p -- ").quoted(&dir).raw(" 2>&1) || l_fail mkdir \"$l_why\"; ");
-        }
-        self.raw("l_why=$(cd -- ").quoted(&dir).raw(" 2>&1) || l_fail cd \"$l_why\"; cd -- ").quoted(&dir).raw("; }");
-    }
-
-    /// Fails while it can still be told from a program's own failure: a program that is not there, or is none.
-    fn find_program(&mut self, program: &[u8]) {
-        match program.contains(&b'/') {
-            false => self.raw("; command -v ").quoted(program).raw(" >/dev/null 2>&1 || l_fail missing ''"),
-            true => self
-                .raw("; [ -e ")
-                .quoted(program)
-                .raw(" ] || l_fail missing ''; { [ -f ")
-                .quoted(program)
-                .raw(" ] && [ -x ")
-                .quoted(program)
-                .raw(" ]; } || l_fail denied ''"),
-        };
-    }
-
-    fn environment_past_the_shell(&mut self, env: &[(String, Option<Vec<u8>>)]) {
-        let mut past = env.iter().filter(|(name, _)| !is_portable(name)).peekable();
-        if past.peek().is_some() {
-            self.raw(" /usr/bin/env");
-        }
-        // env wants removals before settings; of one variable the later counts.
-        let (removed, set): (Vec<_>, Vec<_>) = past.partition(|(_, value)| value.is_none());
-        for (name, _) in removed {
-            self.raw(" -u ").quoted(name.as_bytes());
-        }
-        for (name, value) in set {
-            let value = value.as_deref().unwrap_or_default();
-            self.raw(" ").quoted(&[name.as_bytes(), b"=", value].concat());
-        }
-    }
-
-    fn finish(mut self) -> Bytes {
-        self.raw("\n");
-        self.0.freeze()
-    }
-}
-
-/// Returns a path that `cd` and others take for a path: `-` means the previous directory.
-pub(crate) fn not_an_option(path: &[u8]) -> Vec<u8> {
-    match path.first() {
-        Some(b'-') => [b"./", path].concat(),
-        _ => path.to_vec(),
-    }
 }
 
 /// What the script reported.
@@ -329,6 +172,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::Missing;
 
     /// What a command started by the real script in a real shell got and said.
     #[derive(Debug, PartialEq, Eq)]
@@ -341,7 +185,7 @@ mod tests {
 
     /// Runs a request as sshd would, in `shell` as the login shell.
     fn run(shell: &[&str], exec: &Exec, stdin: &[u8]) -> Ran {
-        let launch = Launch::new(exec).expect("a valid request");
+        let launch = Launch::new(exec, &Dialect::LINUX).expect("a valid request");
         let mut child = Child::new(shell[0])
             .args(&shell[1..])
             .arg("-c")

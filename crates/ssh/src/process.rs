@@ -78,7 +78,7 @@ pub struct Signaller {
 /// Starts a command; see [`Session::exec`].
 pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, ExecError> {
     let shared = &session.shared;
-    let launch = Launch::new(exec)?;
+    let launch = Launch::new(exec, &shared.dialect)?;
     let (channel, permit) = channel::open(shared, Purpose::Ordinary).await?;
     let (read, write) = channel.split();
     let write = Arc::new(write);

@@ -36,9 +36,9 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Asks for `true` to succeed within `timeout`, and puts up with refusals for 20 s.
+    /// Asks for `exit 0`, which every shell knows, to succeed within `timeout`, and puts up with refusals for 20 s.
     pub fn within(timeout: Duration) -> Self {
-        Self { timeout, command: "true".to_owned(), refusal_grace: Duration::from_secs(20) }
+        Self { timeout, command: "exit 0".to_owned(), refusal_grace: Duration::from_secs(20) }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::channel::Channels;
 use crate::connect::{self, Client, Connected};
 use crate::copy::{self, Copied, CopyError, CopyOptions};
-use crate::{ConnectError, Exec, ExecError, HostKey, Lost, Process, Target, Timing, process};
+use crate::{ConnectError, Dialect, Exec, ExecError, HostKey, Lost, Process, Target, Timing, process};
 
 /// How long [`Session::close`] waits for the connection to end politely.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -32,6 +32,7 @@ pub(crate) struct Shared {
     pub handle: Handle<Client>,
     pub channels: Channels,
     pub timing: Timing,
+    pub dialect: Dialect,
     pub state: watch::Sender<State>,
     target: String,
     host_key: HostKey,
@@ -70,13 +71,26 @@ impl Session {
         let Connected { handle, host_key } = connect::login(stream, target, timing, state.clone()).await?;
         tracing::debug!(%target, host_key = %host_key.fingerprint(), "ssh session established");
         let channels = Channels::new(timing.channels);
-        let shared = Shared { handle, channels, timing: timing.clone(), state, target: target.to_string(), host_key };
+        let shared = Shared {
+            handle,
+            channels,
+            timing: timing.clone(),
+            dialect: target.dialect.clone(),
+            state,
+            target: target.to_string(),
+            host_key,
+        };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Returns the key the server presented: after [`HostKeyPolicy::Learn`](crate::HostKeyPolicy::Learn), the one to pin.
     pub fn host_key(&self) -> &HostKey {
         &self.shared.host_key
+    }
+
+    /// Returns how the guest is spoken to.
+    pub fn dialect(&self) -> &Dialect {
+        &self.shared.dialect
     }
 
     /// Starts a command. Returns when the guest's shell has entered the working directory and reported the process.

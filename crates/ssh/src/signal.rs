@@ -9,13 +9,12 @@ use russh::ChannelMsg;
 use tokio::time::timeout;
 
 use crate::channel::{self, Purpose};
+use crate::dialect::{Dialect, Start};
 use crate::session::Shared;
 use crate::{ExecError, SignalError, launch};
 
 /// What the guest may answer, in bytes.
 const MAX_ANSWER: usize = 256 * 1024;
-
-const SCRIPT: &str = include_str!("signal_tree.sh");
 
 macro_rules! signals {
     ($($variant:ident $name:literal,)*) => {
@@ -89,26 +88,36 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    fn script(&self, signal: Signal, report: &str) -> String {
+    fn start(&self, dialect: &Dialect, signal: Signal, report: &str) -> Start {
         let (leader, start) = match self.leader {
             Some((pid, start)) => (pid.to_string(), start.to_string()),
             None => ("none".to_owned(), String::new()),
         };
-        let (mark, nonce) = (launch::MARK, &self.nonce);
-        format!("leader={leader} start={start} mark={mark}={nonce} signal={} report={report}\n{SCRIPT}", signal.name())
+        let mark = format!("{}={}", launch::MARK, self.nonce);
+        dialect.run_signal(&[
+            ("leader", &leader),
+            ("start", &start),
+            ("mark", &mark),
+            ("signal", signal.name()),
+            ("report", report),
+        ])
     }
 }
 
 /// Signals a command's whole process tree, over a channel of its own.
 pub(crate) async fn deliver(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<Signalled, SignalError> {
+    if !shared.dialect.knows(signal) {
+        return Err(SignalError::Unknown { signal: signal.name() });
+    }
     let _urgent = shared.urgent();
     let (channel, _permit) = channel::open(shared, Purpose::Control).await?;
     let report = launch::nonce();
     let limit = shared.timing.start;
     let answering = async {
         let (mut read, write) = channel.split();
-        write.exec(false, "exec /bin/sh").await?;
-        write.data_bytes(tree.script(signal, &report)).await?;
+        let Start { request, script } = tree.start(&shared.dialect, signal, &report);
+        write.exec(false, request).await?;
+        write.data_bytes(script).await?;
         write.eof().await?;
         let mut answer = BytesMut::new();
         while let Some(message) = read.wait().await {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::{HostKeyPolicy, Identity};
+use crate::{Dialect, HostKeyPolicy, Identity};
 
 /// A guest's ssh server and how to log in to it.
 #[derive(Debug, Clone)]
@@ -17,6 +17,8 @@ pub struct Target {
     pub identity: Identity,
     /// The host key it must present.
     pub host_key: HostKeyPolicy,
+    /// How its system is spoken to.
+    pub dialect: Dialect,
 }
 
 impl fmt::Display for Target {

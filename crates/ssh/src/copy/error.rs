@@ -29,6 +29,9 @@ impl fmt::Display for Side {
 /// What was new at the destination is not there then; of a directory merged into an existing one, some files may be.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CopyError {
+    /// The guest's system is not one that copies are possible with.
+    #[error("copies need sh and tar in the guest, which this guest's system has not")]
+    Unsupported,
     /// A path no system could have.
     #[error("path {path:?} {why}")]
     BadPath {

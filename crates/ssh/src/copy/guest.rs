@@ -51,6 +51,9 @@ impl Script {
         path: &[u8],
         stdin: bool,
     ) -> Result<Self, CopyError> {
+        if !session.dialect().is_posix() {
+            return Err(CopyError::Unsupported);
+        }
         let shown = String::from_utf8_lossy(path).into_owned();
         let mark = launch::nonce();
         let mut script = format!("mark={mark}\n").into_bytes();

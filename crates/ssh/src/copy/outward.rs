@@ -14,7 +14,7 @@ use super::error::{CopyError, Side};
 use super::guest::{Script, Step};
 use super::unpack::{Destination, unpack};
 use super::{Copied, CopyOptions, Tally, stream};
-use crate::launch;
+use crate::dialect::posix::not_an_option;
 use crate::session::Session;
 
 const SCRIPT: &str = include_str!("copy_out.sh");
@@ -30,7 +30,7 @@ pub(crate) async fn copy_out(
     if from.is_empty() {
         return Err(CopyError::BadPath { path: String::new(), why: "is empty" });
     }
-    let script_from = launch::not_an_option(from);
+    let script_from = not_an_option(from);
     let variables: [(&str, &[u8]); 2] =
         [("from", &script_from), ("recursive", if options.recursive { b"1" } else { b"" })];
     let mut script = Script::start(session, SCRIPT, &variables, from, false).await?;

@@ -3,7 +3,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ssh::{Event, Exec, ExecError, Exit, Missing, Output, Process, Pty, Session, Signal, Signalled, Timing};
+use ssh::{
+    CopyOptions, Dialect, Event, Exec, ExecError, Exit, Missing, Output, Process, Pty, Session, Signal, Signalled,
+    Timing,
+};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -275,12 +278,20 @@ async fn dead(pids: &[u32]) {
     }
 }
 
+/// Every server, and the ways to find a command's processes there. A BSD's works with Linux's `ps`, too.
+const DIALECTS: [(Kind, Dialect); 4] = [
+    (Kind::OpenSsh, Dialect::LINUX),
+    (Kind::Dropbear, Dialect::LINUX),
+    (Kind::Busybox, Dialect::LINUX),
+    (Kind::OpenSsh, Dialect::BSD),
+];
+
 #[tokio::test]
 async fn a_signal_reaches_the_whole_tree() {
-    for kind in ALL {
+    for (kind, dialect) in DIALECTS {
         for (signal, name) in [(Signal::Kill, "KILL"), (Signal::Term, "TERM")] {
             let server = Server::start(kind);
-            let session = server.session().await;
+            let session = server.session_in(dialect.clone()).await;
             let mut process = session.exec(Exec::shell(family(server.dir.path()))).await.expect("a process");
             let mut pids = pids(server.dir.path()).await;
             pids.push(process.pid());
@@ -296,9 +307,9 @@ async fn a_signal_reaches_the_whole_tree() {
 
 #[tokio::test]
 async fn a_signal_can_be_caught_and_leaves_strangers_alone() {
-    for kind in ALL {
+    for (kind, dialect) in DIALECTS {
         let server = Server::start(kind);
-        let session = server.session().await;
+        let session = server.session_in(dialect).await;
         let mut stranger =
             session.exec(Exec::shell("echo here; read line; echo $line").stdin()).await.expect("a process");
         assert_eq!(stranger.next().await, Ok(Some(Event::Stdout(Bytes::from_static(b"here\n")))));
@@ -349,4 +360,18 @@ async fn output_is_bounded_where_it_is_collected() {
     let process = session.exec(Exec::shell("yes")).await.expect("a process");
     let error = timeout(SOON, process.output(1000)).await.expect("an end").expect_err("too much");
     assert_eq!(error, ssh::OutputError::TooLong { limit: 1000 });
+}
+
+#[tokio::test]
+async fn what_another_system_cannot_do_is_refused_before_it_is_asked() {
+    let server = Server::start(Kind::OpenSsh);
+    let session = server.session_in(Dialect::WINDOWS).await;
+    let check = |error: &dyn std::fmt::Display, expected: &str| assert_eq!(error.to_string(), expected);
+    let error = session.exec(Exec::argv(["cmd"]).pty(Pty::default())).await.expect_err("refused");
+    check(&error, "this guest's system has no such thing as a terminal for commands");
+    let error = session.copy_in(server.dir.path(), "x", &CopyOptions::default()).await.expect_err("refused");
+    check(&error, "copies need sh and tar in the guest, which this guest's system has not");
+    // Linux has no PowerShell, which is said in its own words.
+    let error = session.exec(Exec::argv(["cmd"])).await.expect_err("it does not start");
+    assert!(error.to_string().contains("powershell.exe"), "{error}");
 }

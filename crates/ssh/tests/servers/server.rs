@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ssh::{HostKey, HostKeyPolicy, Identity, Session, Target, Timing};
+use ssh::{Dialect, HostKey, HostKeyPolicy, Identity, Session, Target, Timing};
 use tempfile::TempDir;
 
 /// Which server, and what it finds along its `PATH`.
@@ -97,11 +97,17 @@ impl Server {
             user: whoami(),
             identity: Identity::load(&self.path("user")).expect("a private key"),
             host_key: HostKeyPolicy::Pinned(self.host_key("ed25519")),
+            dialect: Dialect::LINUX,
         }
     }
 
     pub async fn session(&self) -> Session {
         self.session_with(&Timing::default()).await
+    }
+
+    pub async fn session_in(&self, dialect: Dialect) -> Session {
+        let target = Target { dialect, ..self.target() };
+        Session::connect(&target, &Timing::default()).await.expect("a session")
     }
 
     pub async fn session_with(&self, timing: &Timing) -> Session {

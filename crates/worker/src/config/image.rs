@@ -105,7 +105,7 @@ impl Image {
                 line.parse::<ssh::HostKey>().map_err(|_| "a line such as \"ssh-ed25519 AAAA...\"")
             }),
             ssh_port: section.number("ssh_port", 1..=u16::MAX, 22),
-            shutdown: shutdown.as_ref().unwrap_or(&profile.shutdown).fill(profile.shell, &[]),
+            shutdown: profile.fill(shutdown.as_ref().unwrap_or(&profile.shutdown), &[]),
             profile,
             outside: section.parsed("outside", Outside::Open, |text: String| match text.as_str() {
                 "open" => Ok(Outside::Open),

@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use protocol::command::Name;
-use ssh::Shell;
+use ssh::{Dialect, Shell};
 
 use super::problem::Problems;
 use super::section::Section;
@@ -18,10 +18,16 @@ pub(super) const BUILT_IN: &str = include_str!("profiles.toml");
 pub(crate) struct Profile {
     /// What it is called.
     pub name: Name,
-    /// The shell that runs the commands below.
-    pub shell: Shell,
+    /// The shell that runs the commands below, and how commands are signalled.
+    pub dialect: Dialect,
+    /// Prints the guest's time in seconds since 1970 on a line, then its environment: `NAME=VALUE`, each ended by a NUL.
+    pub environment: Template,
     /// Shuts the guest down.
     pub shutdown: Template,
+    /// Restarts the guest.
+    pub reboot: Template,
+    /// Sets the guest's clock to `{time}` seconds since 1970.
+    pub clock: Template,
     /// Gives the card `{mac}` the address `{address}` in a network of `{prefix}` bits.
     pub network: Template,
     /// Replaces the names that an earlier call gave to addresses by `{hosts}`: a line `ADDRESS NAME` for each.
@@ -38,10 +44,15 @@ impl Template {
         Template(text.into())
     }
 
+    /// Whether there is no command.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The command line with each `{NAME}` replaced by its word, quoted for the shell; nothing if there is no command.
     /// Other braces mean what they mean to the shell.
-    pub(crate) fn fill(&self, shell: Shell, words: &[(&str, &str)]) -> Option<String> {
-        if self.0.is_empty() {
+    pub(super) fn fill(&self, shell: Shell, words: &[(&str, &str)]) -> Option<String> {
+        if self.is_empty() {
             return None;
         }
         let mut filled = String::with_capacity(self.0.len());
@@ -71,6 +82,13 @@ impl Template {
     }
 }
 
+impl Profile {
+    /// One of its commands, with words in place of their names; nothing if the guest has no such command.
+    pub(crate) fn fill(&self, command: &Template, words: &[(&str, &str)]) -> Option<String> {
+        command.fill(self.dialect.shell, words)
+    }
+}
+
 impl fmt::Display for Template {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
@@ -82,7 +100,11 @@ impl fmt::Display for Template {
 struct Draft {
     base: Option<Name>,
     shell: Option<Shell>,
+    processes: Option<Dialect>,
+    environment: Option<Template>,
     shutdown: Option<Template>,
+    reboot: Option<Template>,
+    clock: Option<Template>,
     network: Option<Template>,
     hosts: Option<Template>,
 }
@@ -90,15 +112,25 @@ struct Draft {
 impl Draft {
     fn parse(mut section: Section<'_>) -> Self {
         let mut template = |key| section.optional(key, |text: String| Ok::<_, &str>(Template(text)));
-        let (shutdown, network, hosts) = (template("shutdown"), template("network"), template("hosts"));
         let draft = Draft {
-            shutdown,
-            network,
-            hosts,
+            environment: template("environment"),
+            shutdown: template("shutdown"),
+            reboot: template("reboot"),
+            clock: template("clock"),
+            network: template("network"),
+            hosts: template("hosts"),
             base: section.optional("base", |text: String| Name::new(&text).ok_or("the name of a profile")),
             shell: section.optional("shell", |text: String| match text.as_str() {
                 "posix" => Ok(Shell::Posix),
-                _ => Err("\"posix\""),
+                "powershell" => Ok(Shell::PowerShell),
+                "cmd" => Ok(Shell::Cmd),
+                _ => Err("\"posix\", \"powershell\" or \"cmd\""),
+            }),
+            processes: section.optional("processes", |text: String| match text.as_str() {
+                "proc" => Ok(Dialect::LINUX),
+                "ps" => Ok(Dialect::BSD),
+                "taskkill" => Ok(Dialect::WINDOWS),
+                _ => Err("\"proc\", \"ps\" or \"taskkill\""),
             }),
         };
         section.finish();
@@ -110,17 +142,32 @@ impl Draft {
         Draft {
             base: base.base,
             shell: self.shell.or(base.shell),
+            processes: self.processes.or(base.processes),
+            environment: self.environment.or(base.environment),
             shutdown: self.shutdown.or(base.shutdown),
+            reboot: self.reboot.or(base.reboot),
+            clock: self.clock.or(base.clock),
             network: self.network.or(base.network),
             hosts: self.hosts.or(base.hosts),
         }
     }
 
-    fn finish(self, name: &Name) -> Option<Profile> {
-        Some(Profile {
+    /// The profile, unless something is missing: then the key, and what to do about it.
+    fn finish(self, name: &Name) -> Result<Profile, (&'static str, String)> {
+        let missing = |key| (key, "is missing; set it, or base to a profile that has it such as \"linux\"".to_owned());
+        let shell = self.shell.ok_or_else(|| missing("shell"))?;
+        let processes = self.processes.ok_or_else(|| missing("processes"))?;
+        if processes.is_posix() != (shell == Shell::Posix) {
+            let remedy = "does not go with the shell; choose \"proc\" or \"ps\" with \"posix\", and \"taskkill\" with the others";
+            return Err(("processes", remedy.to_owned()));
+        }
+        Ok(Profile {
             name: name.clone(),
-            shell: self.shell?,
+            dialect: Dialect { shell, ..processes },
+            environment: self.environment.ok_or_else(|| missing("environment"))?,
             shutdown: self.shutdown.unwrap_or_default(),
+            reboot: self.reboot.unwrap_or_default(),
+            clock: self.clock.unwrap_or_default(),
             network: self.network.unwrap_or_default(),
             hosts: self.hosts.unwrap_or_default(),
         })
@@ -149,9 +196,7 @@ fn resolve(name: &Name, drafts: &BTreeMap<Name, Draft>) -> Result<Profile, (&'st
     // More steps than there are profiles lead in a circle.
     for _ in 0..=drafts.len() {
         let Some(base) = draft.base.take() else {
-            return draft
-                .finish(name)
-                .ok_or(("shell", "is missing; set it, or base to a profile that has it such as \"linux\"".to_owned()));
+            return draft.finish(name);
         };
         let Some(found) = drafts.get(&base) else {
             return Err(("base", format!("'{base}' is not a profile; there are {}", list(drafts.keys()))));
@@ -168,8 +213,11 @@ pub(super) fn default(profiles: &BTreeMap<Name, Arc<Profile>>) -> Arc<Profile> {
     linux.unwrap_or_else(|| {
         Arc::new(Profile {
             name: Name::default_vm(),
-            shell: Shell::Posix,
+            dialect: Dialect::LINUX,
+            environment: Template::default(),
             shutdown: Template::default(),
+            reboot: Template::default(),
+            clock: Template::default(),
             network: Template::default(),
             hosts: Template::default(),
         })

@@ -186,8 +186,14 @@ fn a_profile_takes_from_its_base_what_it_does_not_say() {
     let image = |name: &str| config.images[&Name::new(name).unwrap()].clone();
     let (odd, linux) = (image("i").profile, image("j").profile);
     assert_eq!(
-        (odd.name.as_str(), odd.shell, odd.shutdown.to_string(), odd.network.to_string(), odd.hosts.to_string()),
-        ("odd", ssh::Shell::Posix, "doas poweroff".to_owned(), String::new(), "changed".to_owned())
+        (
+            odd.name.as_str(),
+            odd.dialect.clone(),
+            odd.shutdown.to_string(),
+            odd.network.to_string(),
+            odd.hosts.to_string()
+        ),
+        ("odd", ssh::Dialect::LINUX, "doas poweroff".to_owned(), String::new(), "changed".to_owned())
     );
     assert_eq!((linux.name.as_str(), linux.hosts.to_string()), ("linux", "changed".to_owned()));
     assert_eq!(image("i").shutdown.as_deref(), Some("doas poweroff"));
@@ -207,19 +213,66 @@ fn profiles_that_lead_nowhere_are_refused() {
             base = 'none'
             [profiles.d]
             shell = 'fish'
+            [profiles.e]
+            base = 'windows'
+            shell = 'posix'
             [images.i]
             disk = '/d'
             user = 'u'
             key = '/k'
-            profile = 'e'"
+            profile = 'f'"
         ),
         &[
-            "profiles.d.shell = \"fish\": should be \"posix\"",
+            "profiles.d.shell = \"fish\": should be \"posix\", \"powershell\" or \"cmd\"",
             "profiles.a.base: leads back to the profile itself; name one that does not",
             "profiles.b.base: leads back to the profile itself; name one that does not",
-            "profiles.c.base: 'none' is not a profile; there are a, b, c, d, freebsd, linux",
+            "profiles.c.base: 'none' is not a profile; there are a, b, c, d, e, freebsd, linux, windows",
             "profiles.d.shell: is missing; set it, or base to a profile that has it such as \"linux\"",
-            "images.i.profile = \"e\": should be a profile: freebsd, linux",
+            "profiles.e.processes: does not go with the shell; choose \"proc\" or \"ps\" with \"posix\", and \"taskkill\" with the others",
+            "images.i.profile = \"f\": should be a profile: freebsd, linux, windows",
         ],
     );
+}
+
+/// The commands of a profile, filled as the worker does.
+fn commands(profile: &str) -> Vec<(&'static str, String)> {
+    let config =
+        parse(&format!("{MINIMAL}[images.i]\ndisk = '/d'\nuser = 'u'\nkey = '/k'\nprofile = '{profile}'")).unwrap();
+    let profile = config.images[&Name::new("i").unwrap()].profile.clone();
+    let words = [
+        ("time", "1700000000"),
+        ("mac", "02:6b:76:6d:00:01"),
+        ("address", "10.77.0.1"),
+        ("prefix", "24"),
+        ("hosts", "10.77.0.1 a\n10.77.0.2 it's"),
+    ];
+    let all = [
+        ("environment", &profile.environment),
+        ("shutdown", &profile.shutdown),
+        ("reboot", &profile.reboot),
+        ("clock", &profile.clock),
+        ("network", &profile.network),
+        ("hosts", &profile.hosts),
+    ];
+    all.map(|(name, command)| (name, profile.fill(command, &words).expect("every built-in profile has all of them")))
+        .to_vec()
+}
+
+#[test]
+fn built_in_profiles_have_every_command_and_sh_can_read_theirs() {
+    for profile in ["linux", "freebsd", "windows"] {
+        for (name, command) in commands(profile) {
+            for word in ["{time}", "{mac}", "{address}", "{prefix}", "{hosts}"] {
+                assert!(!command.contains(word), "{profile}.{name} has a word left: {command}");
+            }
+            if profile != "windows" {
+                let status = std::process::Command::new("/bin/sh").args(["-n", "-c", &command]).status().unwrap();
+                assert!(status.success(), "{profile}.{name}: {command}");
+            }
+        }
+    }
+    let windows = commands("windows");
+    assert!(windows[5].1.contains("@('10.77.0.1 a\n10.77.0.2 it''s' -split"), "{}", windows[5].1);
+    assert!(windows[3].1.contains("FromUnixTimeSeconds('1700000000')"), "{}", windows[3].1);
+    assert!(commands("freebsd")[3].1.contains("date -u -f %s '1700000000'"));
 }

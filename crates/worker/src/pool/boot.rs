@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow};
+use anyhow::anyhow;
 use protocol::command::{Mode, Name};
 use ssh::{ConnectError, HostKeyPolicy, NotReady};
 use tokio::time::Instant;
@@ -14,7 +14,7 @@ use super::machine::{CONSOLE_TAIL, Facts, Login, Machine, description, with_cons
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
-use super::{Census, Hypervisor, Order, Pool, Progress, VmError};
+use super::{Census, Hypervisor, Order, Pool, Progress, VmError, greeting};
 use crate::config::Image;
 
 impl Pool {
@@ -153,6 +153,7 @@ impl Pool {
             user: image.user.clone(),
             identity: ssh::Identity::load(&image.key).map_err(anyhow::Error::from)?,
             host_key,
+            dialect: image.profile.dialect.clone(),
         };
         let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &ssh::Readiness::within(timeout)).await;
         let session = ready.map_err(|error| match (&error, &image.host_key) {
@@ -165,8 +166,7 @@ impl Pool {
         if learning {
             host_keys.learn(name, session.host_key())?;
         }
-        let environment = environment(&session).await?;
-        Ok(Login { session, environment, basedir: image.guest_basedir.clone() })
+        Ok(greeting::exchange(session, image).await?)
     }
 }
 
@@ -217,17 +217,4 @@ impl fmt::Display for Unanswered {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#}", self.0)
     }
-}
-
-/// The environment that commands have in the guest.
-async fn environment(session: &ssh::Session) -> anyhow::Result<Vec<(String, String)>> {
-    const LIMIT: usize = 256 * 1024;
-    let process = session.exec(ssh::Exec::argv(["env", "-0"])).await.context("read the guest's environment")?;
-    let output = process.output(LIMIT).await.context("read the guest's environment")?;
-    Ok(output
-        .stdout
-        .split(|byte| *byte == 0)
-        .filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='))
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .collect())
 }

@@ -6,6 +6,7 @@ mod boot;
 mod disks;
 mod error;
 mod generations;
+mod greeting;
 mod guest_command;
 mod hold;
 mod host_keys;

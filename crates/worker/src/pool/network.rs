@@ -76,7 +76,7 @@ impl Membership {
         let (mac, address, prefix) = (self.port.mac().to_string(), self.address().to_string(), PREFIX.to_string());
         let words = [("mac", &*mac), ("address", &*address), ("prefix", &*prefix)];
         let doing = || format!("configure network '{}'", self.network.name);
-        let command = profile.network.fill(profile.shell, &words).ok_or_else(|| lacking(profile, "network"));
+        let command = profile.fill(&profile.network, &words).ok_or_else(|| lacking(profile, "network"));
         guest_command::run(session, &command.with_context(doing)?).await.with_context(doing)?;
         Ok(())
     }
@@ -116,7 +116,7 @@ fn table(members: &[Arc<Machine>]) -> String {
 async fn tell(machine: &Machine, table: &str) -> anyhow::Result<()> {
     let (vm, profile) = (&machine.facts.owner.vm, &machine.image.profile);
     let doing = || format!("tell vm '{vm}' the names in its network");
-    let command = profile.hosts.fill(profile.shell, &[("hosts", table.trim_end())]);
+    let command = profile.fill(&profile.hosts, &[("hosts", table.trim_end())]);
     let command = command.ok_or_else(|| lacking(profile, "hosts")).with_context(doing)?;
     guest_command::run(&machine.login().session, &command).await.with_context(doing)?;
     Ok(())

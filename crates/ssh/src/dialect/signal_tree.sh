@@ -1,26 +1,8 @@
-# Sends $signal to everything a command started. Runs in the guest, in any POSIX sh, with Linux's /proc.
+# Sends $signal to everything a command started. Runs in the guest, in any POSIX sh, after one of the files that say how
+# processes are found: with list, which sets table ("pid:parent:group:session" of each), marked and reused, and alive.
 # $leader: the command's pid; $start: its start time (a pid alone may have been reused); $mark: NAME=VALUE in its environment.
 # Members are the leader, its session and process group, whatever carries the mark (daemons that left the session),
 # and all descendants of these (sudo clears the environment).
-
-# Lists "pid:parent:group:session" of all user processes but this shell.
-list() {
-    table= reused=
-    for stat in /proc/[0-9]*/stat; do
-        { read -r line <"$stat"; } 2>/dev/null || continue
-        pid=${line%% *}
-        # The name in parentheses may hold blanks and parentheses itself.
-        set -- ${line##*) }
-        [ "$1" = Z ] || [ "$4" = 0 ] || [ "$pid" = $$ ] && continue
-        [ "$pid" = "$leader" ] && [ "${20}" != "$start" ] && reused=1
-        table="$table $pid:$2:$3:$4"
-    done
-    marked=' '
-    for environ in $(grep -lszF "$mark" /proc/[0-9]*/environ 2>/dev/null); do
-        environ=${environ#/proc/}
-        marked="$marked${environ%/environ} "
-    done
-}
 
 find_members() {
     list
@@ -56,7 +38,7 @@ signal_members() {
         new=1 signalled="$signalled$pid "
         if kill -s "$signal" "$pid" 2>/dev/null; then
             count=$((count + 1))
-        elif [ -d "/proc/$pid" ]; then
+        elif alive "$pid"; then
             denied="$denied $pid"
         fi
     done
@@ -68,7 +50,7 @@ signal_members() {
     [ "$new" ]
 }
 
-if [ -e /proc/self/stat ]; then
+if can_list; then
     find_members
     # What forked while it was being killed shows in the next round.
     while signal_members && [ "$signal" = KILL ]; do find_members; done

@@ -1,0 +1,94 @@
+//! The first words with a guest that lets us in: it tells its clock and its environment, and is told the time if it is wrong.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, anyhow};
+use ssh::Session;
+use tracing::{info, warn};
+
+use super::guest_command;
+use super::machine::Login;
+use crate::config::{Image, Profile};
+
+/// How far a guest's clock may be off, beyond what asking takes.
+const TOLERANCE: Duration = Duration::from_secs(1);
+
+/// Makes a login of a session: asks for the environment that commands have, and sets a clock that is wrong.
+pub(super) async fn exchange(session: Session, image: &Image) -> anyhow::Result<Login> {
+    let profile = &image.profile;
+    let doing = "read the guest's environment";
+    let command =
+        profile.fill(&profile.environment, &[]).context("its profile has no environment command").context(doing)?;
+    let before = SystemTime::now();
+    let answer = guest_command::run(&session, &command).await.context(doing)?;
+    let after = SystemTime::now();
+    let (clock, environment) = parse(&answer).ok_or_else(|| anyhow!("it did not begin with a time")).context(doing)?;
+    if let Some(off) = off_by(clock, before, after)
+        && !profile.clock.is_empty()
+    {
+        match set_clock(&session, profile).await {
+            Ok(()) => info!("the guest's clock was {off} s off and is set"),
+            // Most builds don't mind, and which do nobody knows.
+            Err(error) => warn!("the guest's clock is {off} s off and can't be set: {error:#}"),
+        }
+    }
+    Ok(Login { session, environment, basedir: image.guest_basedir.clone() })
+}
+
+async fn set_clock(session: &Session, profile: &Profile) -> anyhow::Result<()> {
+    let time = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs().to_string();
+    if let Some(command) = profile.fill(&profile.clock, &[("time", &time)]) {
+        guest_command::run(session, &command).await?;
+    }
+    Ok(())
+}
+
+/// Takes apart a line with a number, and variables that each end in a NUL. Variables that are not UTF-8 are left out.
+fn parse(answer: &[u8]) -> Option<(i64, Vec<(String, String)>)> {
+    let end = answer.iter().position(|byte| *byte == b'\n')?;
+    let clock = std::str::from_utf8(&answer[..end]).ok()?.trim().parse().ok()?;
+    let variables = answer[end + 1..].split(|byte| *byte == 0);
+    let variables = variables.filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='));
+    Some((clock, variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+}
+
+/// By how many seconds a clock is off that showed these whole seconds at some moment between two.
+fn off_by(clock: i64, before: SystemTime, after: SystemTime) -> Option<i64> {
+    let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
+    let (earliest, latest) = (seconds(before - TOLERANCE), seconds(after + TOLERANCE));
+    match clock {
+        clock if clock < earliest => Some(clock - seconds(before)),
+        clock if clock > latest => Some(clock - seconds(after)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_time_and_an_environment() {
+        let check = |answer: &[u8], expected: Option<(i64, &[(&str, &str)])>| {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            let expected = expected.map(|(clock, variables)| (clock, variables.iter().map(owned).collect()));
+            assert_eq!(parse(answer), expected, "{answer:?}");
+        };
+        check(b"1700000000\nA=1\0B=two\nlines=2\0", Some((1_700_000_000, &[("A", "1"), ("B", "two\nlines=2")])));
+        check(b"17\r\nA=\xff\0B=\0nonsense\0", Some((17, &[("B", "")])));
+        check(b"17\n", Some((17, &[])));
+        check(b"A=1\0B=2\n", None);
+        check(b"", None);
+    }
+
+    #[test]
+    fn a_clock_is_off_by_what_asking_does_not_explain() {
+        let at = |seconds: f64| UNIX_EPOCH + Duration::from_secs_f64(seconds);
+        let check = |clock, expected| assert_eq!(off_by(clock, at(100.5), at(103.5)), expected, "{clock}");
+        check(98, Some(-2));
+        check(99, None);
+        check(104, None);
+        check(105, Some(2));
+        check(4_000_000_000, Some(3_999_999_897));
+    }
+}
