@@ -15,7 +15,7 @@ mod os_error;
 #[cfg(test)]
 mod recordings;
 #[cfg(test)]
-mod scenery;
+pub(crate) mod scenery;
 #[cfg(test)]
 #[path = "../../../ssh/tests/servers/server.rs"]
 #[allow(dead_code, reason = "the tests of the ssh crate need more of it")]

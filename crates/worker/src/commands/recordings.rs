@@ -1,5 +1,5 @@
 //! What Buildbot 4.3.0's worker said to commands on files, and what this one says: whole recorded conversations, their
-//! shell commands included, are played again on this host.
+//! shell commands included, are played again on this host and in a guest.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,10 +8,11 @@ use protocol::{Call, CommandId, Invocation, Settings, StartCommand, Value};
 use serde_json::Value as Json;
 
 use super::fake_master::{lines, value};
+use super::scenery::{Scenery, Where};
 use super::{Context, Interrupt, run};
 use crate::master::MasterLink;
 use crate::output::Reporter;
-use crate::place::Host;
+use crate::place::Place;
 
 /// One recorded command, and what the worker said of it.
 struct Recorded {
@@ -122,7 +123,7 @@ fn comparable(said: Vec<String>) -> Vec<String> {
 }
 
 /// Runs one command in `worker`, with a master that answers as a 4.3.0 master does over MessagePack.
-async fn play(command: &Recorded, worker: &Path) -> Vec<String> {
+async fn play(command: &Recorded, worker: &Path, place: &Arc<dyn Place>) -> Vec<String> {
     let here = worker.display().to_string();
     let args: Json = serde_json::from_str(&command.args.to_string().replace("/srv/worker", &here)).expect("JSON");
     let start = StartCommand {
@@ -142,10 +143,8 @@ async fn play(command: &Recorded, worker: &Path) -> Vec<String> {
         interrupt,
     };
     let reporter = Reporter::new(context.command_id.clone(), link, &Settings::default());
-    let environment = vec![("PATH".into(), std::env::var_os("PATH").expect("a PATH"))];
-    let host = Arc::new(Host::new(environment, basedir));
     let command = Invocation::parse(&start).expect("its arguments are fine").command;
-    let running = tokio::spawn(run(context, command, host, reporter));
+    let running = tokio::spawn(run(context, command, Arc::clone(place), reporter));
     let mut said = Vec::new();
     while let Some(outgoing) = calls.recv().await {
         let told = match &outgoing.call {
@@ -164,19 +163,22 @@ async fn play(command: &Recorded, worker: &Path) -> Vec<String> {
 
 /// Plays a conversation and compares what is said of each command that is not a shell command. `meant` changes what
 /// Buildbot's worker said into what we mean to say; the manual has the reasons.
-async fn check(scenario: &str, meant: impl Fn(&str, Vec<String>) -> Vec<String>) {
+async fn check(at: Where, scenario: &str, meant: impl Fn(&str, Vec<String>) -> Vec<String>) {
     let root = tempfile::tempdir().expect("a directory");
+    let environment = vec![("PATH".into(), std::env::var_os("PATH").expect("a PATH"))];
+    let scenery = Scenery::build(at, environment, &root.path().join("worker")).await;
     let worker = root.path().join("worker");
     std::fs::create_dir_all(worker.join("cap/build")).expect("a directory");
     let mut compared = 0;
     for command in recorded(scenario) {
-        let ours = play(&command, &worker).await;
+        let ours = play(&command, &worker, &scenery.place).await;
         if command.name != "shell" {
             let theirs = comparable(command.said);
             assert_eq!(comparable(ours), meant(&command.name, theirs), "{} {} of {scenario}", command.name, command.id);
             compared += 1;
         }
     }
+    scenery.strike().await;
     assert!(compared > 0, "nothing was compared in {scenario}");
 }
 
@@ -196,9 +198,18 @@ fn refused(_: &str, said: Vec<String>) -> Vec<String> {
 
 macro_rules! replay {
     ($($name:ident: $scenario:literal, $meant:expr;)*) => {$(
-        #[tokio::test]
-        async fn $name() {
-            check($scenario, $meant).await;
+        mod $name {
+            use super::*;
+
+            #[tokio::test]
+            async fn host() {
+                check(Where::Host, $scenario, $meant).await;
+            }
+
+            #[tokio::test]
+            async fn guest() {
+                check(Where::Guest, $scenario, $meant).await;
+            }
         }
     )*};
 }

@@ -15,7 +15,7 @@ use crate::pool::{Fate, Login, Status};
 
 /// Where commands run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Where {
+pub(crate) enum Where {
     /// On this host.
     Host,
     /// In a guest with GNU's tools.
@@ -25,13 +25,13 @@ pub(super) enum Where {
 }
 
 /// What a place finds along its `PATH`.
-pub(super) struct Tools {
+pub(crate) struct Tools {
     pub path: String,
     _directory: Option<TempDir>,
 }
 
 impl Tools {
-    pub(super) fn of(at: Where) -> Self {
+    pub(crate) fn of(at: Where) -> Self {
         match at {
             Where::Host | Where::Guest => Tools { path: std::env::var("PATH").expect("a PATH"), _directory: None },
             Where::Busybox => {
@@ -44,7 +44,7 @@ impl Tools {
 }
 
 /// A place, and what it stands on.
-pub(super) struct Scenery {
+pub(crate) struct Scenery {
     pub place: Arc<dyn Place>,
     server: Option<Server>,
     /// Whether the guest's machine is there.
@@ -53,7 +53,7 @@ pub(super) struct Scenery {
 
 impl Scenery {
     /// A place with this environment and home.
-    pub(super) async fn build(at: Where, environment: Vec<(OsString, OsString)>, home: &Path) -> Self {
+    pub(crate) async fn build(at: Where, environment: Vec<(OsString, OsString)>, home: &Path) -> Self {
         let (status, machine) = watch::channel(Status::Up);
         if at == Where::Host {
             return Scenery { place: Arc::new(Host::new(environment, home.to_owned())), server: None, _status: status };
@@ -65,7 +65,7 @@ impl Scenery {
         // What the login is to say of its environment has to be true.
         // The start-up files of the login's shell are none of the tests' business.
         let mut config = format!("SetEnv \"HOME={}\"", home.display());
-        for (name, value) in &environment {
+        for (name, value) in environment.iter().filter(|(name, _)| name != "HOME") {
             write!(config, " \"{name}={}\"", value.replace('\\', "\\\\").replace('"', "\\\"")).expect("room");
         }
         let server = Server::with(server::Kind::OpenSsh, &config);
@@ -75,7 +75,7 @@ impl Scenery {
     }
 
     /// Waits until all that was left to the background is done.
-    pub(super) async fn strike(self) {
+    pub(crate) async fn strike(self) {
         drop(self.place);
         if let Some(server) = &self.server {
             // The connection lasts until nobody needs it any more.
@@ -108,4 +108,4 @@ macro_rules! everywhere {
     )*};
 }
 
-pub(super) use everywhere;
+pub(crate) use everywhere;

@@ -8,6 +8,8 @@ mod glob;
 mod guest;
 mod host;
 mod host_files;
+#[cfg(test)]
+mod same;
 
 use std::ffi::{OsStr, OsString};
 use std::io;

@@ -20,6 +20,7 @@ const LONG: usize = 64 << 20;
 /// How often a directory is read that changes under the reader.
 const TRIES: usize = 3;
 
+const MAKE: &str = include_str!("make.sh");
 const READ: &str = include_str!("read.sh");
 const REMOVE: &str = include_str!("remove.sh");
 
@@ -78,8 +79,7 @@ impl Guest {
 
     /// See [`super::super::Place::make_directory`].
     pub(super) async fn make(&self, path: &Path) -> io::Result<()> {
-        let words = ["mkdir", "-p", "--"].map(OsStr::new);
-        self.output(tool(words.into_iter().chain([path.as_os_str()])), SHORT).await.map(drop)
+        self.output(script(MAKE, [path.as_os_str()]), SHORT).await.map(drop)
     }
 
     /// See [`super::super::Place::remove_file`].

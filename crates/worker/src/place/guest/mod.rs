@@ -11,8 +11,6 @@ mod output;
 mod pack;
 mod process;
 mod refusal;
-#[cfg(test)]
-mod tests;
 mod write;
 
 use std::ffi::{OsStr, OsString};

@@ -124,8 +124,7 @@ fn member(
         mode: header.mode()?,
         uid: header.uid()?,
         gid: header.gid()?,
-        // One from before 1970 is a number that can't be read.
-        mtime: extended.mtime.or_else(|| header.mtime().ok()).unwrap_or(0),
+        mtime: extended.mtime.or_else(|| header.mtime().ok()).filter(is_time).unwrap_or(0),
         device: match kind {
             EntryType::Char | EntryType::Block => header.device_major()?.zip(header.device_minor()?),
             _ => None,
@@ -143,6 +142,11 @@ fn member(
         }
         other => Err(bad(&format!("a member has type {:?}", char::from(other.as_byte())))),
     }
+}
+
+/// Whether it is a time since 1970. GNU tar writes one before as a negative number, which reads as a very large one.
+fn is_time(seconds: &u64) -> bool {
+    i64::try_from(*seconds).is_ok()
 }
 
 /// A member's name without the `./` before it and the slash after it.

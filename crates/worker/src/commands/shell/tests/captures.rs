@@ -1,5 +1,5 @@
 //! What Buildbot 4.3.0's worker said, and what this one says to the same commands: the recorded conversations are played
-//! again with real programs on this host.
+//! again with real programs, on this host and in a guest.
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -11,10 +11,10 @@ use protocol::{Command, CommandId, Invocation, Settings, StartCommand};
 use serde_json::Value as Json;
 
 use crate::commands::fake_master::{lines, value};
+use crate::commands::scenery::{Scenery, Where};
 use crate::commands::{Context, Interrupt, Interrupter, run};
 use crate::master::MasterLink;
 use crate::output::Reporter;
-use crate::place::Host;
 
 /// What a worker said of one command: the whole text of each stream of output, and everything else in order. How output
 /// and the rest are interleaved is up to the kernel and the clock.
@@ -140,7 +140,7 @@ fn environment(command: &Recorded) -> Vec<(OsString, OsString)> {
     environment.into_iter().map(|(name, value)| (name.into(), value.into())).collect()
 }
 
-async fn play(command: &Recorded, here: &Here) -> Said {
+async fn play(at: Where, command: &Recorded, here: &Here) -> Said {
     let args: Json = serde_json::from_str(&here.localised(&command.args.to_string())).expect("JSON");
     let start = StartCommand {
         command_id: CommandId(command.id.clone()),
@@ -161,8 +161,8 @@ async fn play(command: &Recorded, here: &Here) -> Said {
     // Output is to be seen at once, to interrupt at the right moment.
     let settings = Settings { buffer_timeout: Duration::ZERO, ..Settings::default() };
     let reporter = Reporter::new(context.command_id.clone(), link, &settings);
-    let host = Arc::new(Host::new(environment(command), here.path()));
-    let running = tokio::spawn(run(context, command_of(&start), host, reporter));
+    let scenery = Scenery::build(at, environment(command), &here.path()).await;
+    let running = tokio::spawn(run(context, command_of(&start), Arc::clone(&scenery.place), reporter));
     let mut said = Said::default();
     while let Some(outgoing) = calls.recv().await {
         for line in lines(&outgoing.call, Path::new("/nowhere")) {
@@ -171,6 +171,7 @@ async fn play(command: &Recorded, here: &Here) -> Said {
         }
     }
     running.await.expect("it does not panic");
+    scenery.strike().await;
     said
 }
 
@@ -191,19 +192,28 @@ fn comparable(said: Said) -> Said {
     Said { output: said.output, other: other.collect() }
 }
 
-async fn check(scenario: &str, adapt: impl Fn(Said) -> Said) {
+async fn check(at: Where, scenario: &str, adapt: impl Fn(Said) -> Said) {
     let here = Here::new().await;
     for command in recorded(scenario) {
-        let said = adapt(comparable(play(&command, &here).await));
+        let said = adapt(comparable(play(at, &command, &here).await));
         assert_eq!(said, adapt(comparable(command.said)), "command {} of {scenario}", command.id);
     }
 }
 
 macro_rules! replay {
     ($($name:ident: $scenario:literal, $adapt:expr;)*) => {$(
-        #[tokio::test]
-        async fn $name() {
-            check($scenario, $adapt).await;
+        mod $name {
+            use super::*;
+
+            #[tokio::test]
+            async fn host() {
+                check(Where::Host, $scenario, $adapt).await;
+            }
+
+            #[tokio::test]
+            async fn guest() {
+                check(Where::Guest, $scenario, $adapt).await;
+            }
         }
     )*};
 }
