@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inspect import signature
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from unittest import mock
 
 from buildbot.config import BuilderConfig
@@ -22,6 +22,9 @@ from twisted.trial import unittest
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+
+#: The number of Buildbot's fake master.
+MASTER_ID = 824
 
 WORKER_WITH_VMS = {"*": "1.0"}
 
@@ -60,7 +63,7 @@ class Connection(fakeprotocol.FakeConnection):
 class BuildCase(TestReactorMixin, unittest.TestCase):
     """Runs a factory's build. ``commands`` is what the worker got to run, and where."""
 
-    worker_commands = WORKER_WITH_VMS
+    worker_commands: ClassVar[dict[str, str]] = WORKER_WITH_VMS
 
     @defer.inlineCallbacks
     def setUp(self) -> Any:
@@ -68,6 +71,7 @@ class BuildCase(TestReactorMixin, unittest.TestCase):
         self.master = yield fakemaster.make_master(self, wantData=True)
         yield self.master.db.insert_test_data(
             [
+                fakedb.Master(id=MASTER_ID),
                 fakedb.Worker(id=1234, name="kvm1"),
                 fakedb.Builder(id=83, name="b"),
                 fakedb.Buildset(id=8822),
@@ -86,6 +90,19 @@ class BuildCase(TestReactorMixin, unittest.TestCase):
     def answers(self, answer: Callable[[str, dict[str, Any]], Answer | None]) -> None:
         """Answer commands as the function says, and with success where it says nothing."""
         self.worker.conn.answer = lambda name, args: answer(name, args) or SUCCEEDED
+
+    def earlier_build(self, number: int, result: int) -> defer.Deferred[None]:
+        """Record an earlier build of the same request."""
+        build = fakedb.Build(
+            id=1000 + number,
+            number=1000 + number,
+            buildrequestid=515,
+            masterid=MASTER_ID,
+            builderid=83,
+            workerid=1234,
+            results=result,
+        )
+        return self.master.db.insert_test_data([build])
 
     @defer.inlineCallbacks
     def run_build(self, factory: BuildFactory) -> Any:

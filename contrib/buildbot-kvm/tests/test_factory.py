@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from buildbot.config import ConfigErrors
 from buildbot.plugins import steps, util
@@ -59,6 +59,17 @@ class Forgiving(CommandMixin, BuildStep):
         except Exception:
             return FAILURE
         return SUCCESS
+
+
+class Wrapping(Forgiving):
+    """Makes an exception of its own of whatever goes wrong."""
+
+    @defer.inlineCallbacks
+    def run(self) -> Any:
+        result = yield super().run()
+        if result == FAILURE:
+            raise RuntimeError("something went wrong")
+        return result
 
 
 class Prompt(BuildStep):
@@ -223,6 +234,22 @@ class Building(BuildCase):
             ],
         )
 
+    def test_commands_about_machines_are_about_those_they_name(self) -> defer.Deferred[Any]:
+        class Asking(BuildStep):
+            name = "asking"
+
+            @defer.inlineCallbacks
+            def run(self) -> Any:
+                for arguments in ({}, {"vm": "other"}):
+                    yield self.runCommand(RemoteCommand("vm_info", arguments))
+                return SUCCESS
+
+        return self.check_inside(
+            [Asking(), on_host(Asking())],
+            [("vm_info", None), ("vm_info", "other")] * 2,
+            [("asking", "success"), ("asking_1", "success")],
+        )
+
     def test_names_and_results_of_a_step_are_its_own(self) -> defer.Deferred[Any]:
         return self.check_inside([Prompt(vm=3)], [], [("prompt", "warnings")], SUCCESS)
 
@@ -261,6 +288,20 @@ class Building(BuildCase):
 
     def test_step_that_forgives_everything_has_nothing_to_say_about_machines(self) -> defer.Deferred[Any]:
         return self.check_lost(Forgiving())
+
+    def test_step_that_makes_an_exception_of_everything_neither(self) -> defer.Deferred[Any]:
+        return self.check_lost(Wrapping())
+
+    @defer.inlineCallbacks
+    def test_retries_end_as_configured(self) -> Any:
+        for number, result in enumerate([RETRY, SUCCESS]):
+            yield self.earlier_build(number, result)
+        self.answers(at_shell(LOST))
+        build = yield self.run_build(in_vm([shell()], "debian", max_retries=1))
+        self.assertEqual(
+            build.executedSteps[1].getResultSummary()["step"],
+            "VM default in slot 0 died: qemu was killed by signal 9; given up after 2 tries (exception)",
+        )
 
     def test_compound_step_that_died_is_tried_again(self) -> defer.Deferred[Any]:
         return self.check_lost(steps.ShellSequence([util.ShellArg("a"), util.ShellArg("b")]))
@@ -320,12 +361,41 @@ class Building(BuildCase):
             return [("log", (args["console_log"], f"{name}\n")), *SUCCEEDED] if "console_log" in args else None
 
         self.answers(answer)
+        logs: list[tuple[int, str]] = []
+        add_log = self.master.data.updates.addLog
+
+        def note_log(stepid: int, name: str, kind: str) -> Any:
+            logs.append((stepid, name))
+            return add_log(stepid, name, kind)
+
+        self.patch(self.master.data.updates, "addLog", note_log)
         sequence = steps.ShellSequence([util.ShellArg(name, logname=f"stdio {name}") for name in "ab"])
         build = yield self.run_build(in_vm([sequence, on_host(shell())], "debian", console_log="console"))
+        names = [[name for step, name in logs if step == executed.stepid] for executed in build.executedSteps]
         self.assertEqual(
-            [sorted(step.logs) for step in build.executedSteps],
+            [sorted(log) for log in names],
             [["console", "stdio"], ["console", "stdio a", "stdio b"], ["stdio"], ["console", "stdio"]],
         )
+
+
+class BuildingWithoutMachines(BuildCase):
+    """On Buildbot's own worker, which takes no notice of an argument vm."""
+
+    worker_commands: ClassVar[dict[str, str]] = {"shell": "3.3"}
+
+    @defer.inlineCallbacks
+    def test_nothing_runs_on_the_host_but_what_is_to(self) -> Any:
+        steps = [shell(), shell("always", alwaysRun=True), on_host(shell("host", alwaysRun=True))]
+        build = yield self.run_build(in_vm(steps, "debian"))
+        self.assertEqual(
+            (self.commands, self.results(build), build.results),
+            (
+                [("shell", None)],
+                [("start-vm", "exception"), ("always", "exception"), ("host", "success"), ("stop-vm", "skipped")],
+                EXCEPTION,
+            ),
+        )
+        self.assertIn("worker kvm1 has no virtual machines", build.executedSteps[1].getResultSummary()["step"])
 
 
 class Configuring(unittest.TestCase):
