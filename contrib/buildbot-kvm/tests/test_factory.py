@@ -150,7 +150,7 @@ class Building(BuildCase):
         return self.check(
             in_vm([shell()], "debian", vm="builder"),
             [("vm_start", "builder"), ("shell", "builder"), ("vm_stop", "builder")],
-            [("start-vm", "success"), ("make", "success"), ("stop-vm", "skipped")],
+            [("start-vm-builder", "success"), ("make", "success"), ("stop-vm-builder", "skipped")],
         )
 
     def test_steps_with_a_place_keep_it(self) -> defer.Deferred[Any]:
@@ -207,12 +207,12 @@ class Building(BuildCase):
                 ("vm_stop", "server"),
             ],
             [
-                ("start-vm", "success"),
-                ("start-vm_1", "success"),
+                ("start-vm-server", "success"),
+                ("start-vm-client", "success"),
                 ("make", "success"),
                 ("later", "success"),
-                ("stop-vm", "skipped"),
-                ("stop-vm_1", "skipped"),
+                ("stop-vm-client", "skipped"),
+                ("stop-vm-server", "skipped"),
             ],
         )
 
@@ -225,12 +225,12 @@ class Building(BuildCase):
             factory,
             commands,
             [
-                ("start-vm", "success"),
+                ("start-vm-build", "success"),
                 ("build", "success"),
-                ("stop-vm", "skipped"),
-                ("start-vm_1", "success"),
+                ("stop-vm-build", "skipped"),
+                ("start-vm-test", "success"),
                 ("test", "success"),
-                ("stop-vm_1", "skipped"),
+                ("stop-vm-test", "skipped"),
             ],
         )
 
@@ -361,21 +361,17 @@ class Building(BuildCase):
             return [("log", (args["console_log"], f"{name}\n")), *SUCCEEDED] if "console_log" in args else None
 
         self.answers(answer)
-        logs: list[tuple[int, str]] = []
+        logs: list[str] = []
         add_log = self.master.data.updates.addLog
 
         def note_log(stepid: int, name: str, kind: str) -> Any:
-            logs.append((stepid, name))
+            logs.append(name)
             return add_log(stepid, name, kind)
 
         self.patch(self.master.data.updates, "addLog", note_log)
         sequence = steps.ShellSequence([util.ShellArg(name, logname=f"stdio {name}") for name in "ab"])
-        build = yield self.run_build(in_vm([sequence, on_host(shell())], "debian", console_log="console"))
-        names = [[name for step, name in logs if step == executed.stepid] for executed in build.executedSteps]
-        self.assertEqual(
-            [sorted(log) for log in names],
-            [["console", "stdio"], ["console", "stdio a", "stdio b"], ["stdio"], ["console", "stdio"]],
-        )
+        yield self.run_build(in_vm([sequence, on_host(shell())], "debian", console_log="console"))
+        self.assertEqual(sorted(logs), ["console"] * 3 + ["stdio"] * 3 + ["stdio a", "stdio b"])
 
 
 class BuildingWithoutMachines(BuildCase):
@@ -448,6 +444,12 @@ class Configuring(unittest.TestCase):
         self.assertIsInstance(step, steps.Compile)
         self.assertEqual(
             (type(step).__name__, step.name, step.command, step.warningPattern), ("Compile", "all", "make", "W:")
+        )
+
+    def test_longest_name_of_a_machine_fits(self) -> None:
+        factory = in_vm([], "debian", vm="x" * 64)
+        self.assertEqual(
+            [step.buildStep().name for step in factory.steps], [f"start-vm-{'x' * 41}", f"stop-vm-{'x' * 42}"]
         )
 
     def test_machine_gets_the_arguments(self) -> None:

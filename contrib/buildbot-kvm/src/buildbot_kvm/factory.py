@@ -16,6 +16,9 @@ from buildbot_kvm.start import StartVM
 from buildbot_kvm.step import DEFAULT_VM, VMMixin
 from buildbot_kvm.stop import StopVM
 
+#: The longest name of a step (characters) that Buildbot's database takes.
+LONGEST_NAME = 50
+
 
 def in_vm(
     factory: Any,
@@ -59,8 +62,8 @@ def in_vm(
         config.error(f"in_vm: vm is {vm!r} and must be a name other than '{HOST}'")
     common = {"vm": vm, "console_log": console_log, "max_retries": max_retries}
     machine = {"mode": mode, "cpus": cpus, "memory": memory, "timeout": timeout, "network": network, "ttl": ttl}
-    start = StartVM(image, bind=True, **machine, **common)
-    stop = StopVM(keep_on_failure=keep_on_failure, save=save, **common)
+    start = StartVM(image, bind=True, name=_name(StartVM, vm), **machine, **common)
+    stop = StopVM(keep_on_failure=keep_on_failure, save=save, name=_name(StopVM, vm), **common)
 
     moved = mix_in(_VMFactoryMixin, copy.copy(factory))
     steps = [_placed(step, refused=vm, **common) for step in factory.steps]
@@ -69,6 +72,11 @@ def in_vm(
     moved.vm_place = getattr(factory, "vm_place", common)
     moved.vm_stops = getattr(factory, "vm_stops", 0) + 1
     return cast("BuildFactory", moved)
+
+
+def _name(step: Any, vm: str) -> str:
+    """Tell the steps of several machines apart in the list of a build's steps."""
+    return str(step.name) if vm == DEFAULT_VM else f"{step.name}-{vm}"[:LONGEST_NAME]
 
 
 def _placed(factory: Any, refused: str | None = None, **place: Any) -> Any:
