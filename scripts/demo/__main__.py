@@ -17,10 +17,10 @@ from machines import stop_leftovers
 from master import Master
 from paths import Paths
 from problem import Problem
-from project import publish
+from project import Project
 from worker import Worker
 
-BUILDERS = ("demo", "demo-2009")
+BUILDERS = ("demo", "demo-check", "demo-2009")
 
 
 def main() -> int:
@@ -42,7 +42,10 @@ def main() -> int:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="./demo", description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--builder", choices=BUILDERS, default="demo", help="which way of writing the pipeline to run (default: demo)"
+        "--builder",
+        choices=BUILDERS,
+        default="demo",
+        help="the builder of contrib/examples/master.cfg to run (default: demo)",
     )
     parser.add_argument("--keep", action="store_true", help="leave master and worker running until Ctrl-C")
     return parser.parse_args()
@@ -51,11 +54,12 @@ def arguments() -> argparse.Namespace:
 def run(options: argparse.Namespace, paths: Paths, events: Events, lock: Lock) -> int:
     started = time.monotonic()
     stop_leftovers(paths)
-    publish(paths.project, paths.repository)
-    master = Master(paths, events, lock)
+    project = Project(paths, events, lock)
+    master = Master(paths, events, lock, project)
     worker = Worker(paths, events, lock, master)
     build = Build(master, worker, events)
     try:
+        project.start()
         say(f"master: starting, its log is {paths.shown(paths.master_log)}")
         master.start()
         say(f"worker: starting, its log is {paths.shown(paths.worker_log)}")
@@ -73,6 +77,7 @@ def run(options: argparse.Namespace, paths: Paths, events: Events, lock: Lock) -
         finally:
             worker.stop()
             master.stop()
+            project.stop()
             stop_leftovers(paths)
 
 

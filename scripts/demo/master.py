@@ -22,6 +22,7 @@ from paths import Paths
 from ports import free_ports
 from problem import Problem
 from program import Program
+from project import Project
 
 #: Seconds within which a master starts, on a slow machine.
 START = 120
@@ -36,12 +37,13 @@ SUBJECTS = ("workers/*/connected", "builds/*/new", "steps/*/started", "steps/*/f
 class Master:
     """A master with the example's configuration, that listens on 127.0.0.1 alone."""
 
-    def __init__(self, paths: Paths, events: Events, lock: Lock) -> None:
+    def __init__(self, paths: Paths, events: Events, lock: Lock, project: Project) -> None:
         self._paths = paths
+        self._project = project
         self._events = events
         self._program = Program("master", events, lock, paths.master_log)
         self.web_port = free_ports(8010)
-        self.worker_port = free_ports(9990)
+        self.worker_port = free_ports(9989)
         self.url = f"http://127.0.0.1:{self.web_port}/"
 
     def start(self) -> None:
@@ -55,7 +57,7 @@ class Master:
                 "KVM_DEMO_WEB_PORT": str(self.web_port),
                 "KVM_DEMO_WORKER_PORT": str(self.worker_port),
                 "KVM_DEMO_PASSWORD_FILE": str(self._paths.password),
-                "KVM_DEMO_REPOSITORY": str(self._paths.repository),
+                "KVM_DEMO_REPOSITORY": self._project.url,
                 "KVM_DEMO_IMAGES": str(self._paths.images),
                 "KVM_DEMO_SSH_PORT": str(free_ports(2822)),
             },

@@ -45,6 +45,10 @@ class Paths:
         return self.demo / "hello.git"
 
     @property
+    def repository_log(self) -> Path:
+        return self.demo / "git.log"
+
+    @property
     def password(self) -> Path:
         return self.demo / "password"
 

@@ -55,7 +55,7 @@ class Worker:
         """Give the worker's configuration as far as it differs from the file."""
         images = self._paths.images
         keys = {
-            "WORKER__MASTER": f"ws://127.0.0.1:{self._master.worker_port}",
+            "WORKER__MASTER": f"pb://127.0.0.1:{self._master.worker_port}",
             "WORKER__PASSWORD_FILE": self._paths.password,
             "WORKER__BASEDIR": self._paths.worker,
             "POOL__SLOTS": SLOTS,
