@@ -322,6 +322,17 @@ async fn events_reach_every_subscriber() {
 }
 
 #[tokio::test]
+async fn a_reset_is_told_and_the_machine_runs_on() {
+    let slot = Slot::new();
+    let vm = slot.boot().await;
+    let reset = vm.qmp().reset();
+    vm.qmp().system_reset().await.expect("it is reset");
+    within(reset).await;
+    assert_eq!(vm.qmp().status().await.expect("it answers"), "running");
+    assert_eq!(vm.state(), State::Ready);
+}
+
+#[tokio::test]
 async fn a_command_qemu_refuses_says_why() {
     let slot = Slot::new();
     let vm = slot.start().await;

@@ -140,9 +140,14 @@ impl Session {
 
     /// Ends the connection, and with it every process's channel; the processes themselves are not signalled.
     pub async fn close(self) {
+        self.close_because("closed by us").await;
+    }
+
+    /// Ends the connection; whoever uses it is told why.
+    pub async fn close_because(self, why: &str) {
         let polite = self.shared.handle.disconnect(Disconnect::ByApplication, "", "");
         // Pumps that wait for a reader would keep russh's task from ever seeing the request.
-        self.shared.state.send_if_modified(|state| state.end("closed by us".to_owned()));
+        self.shared.state.send_if_modified(|state| state.end(why.to_owned()));
         let _ = timeout(CLOSE_WAIT, polite).await;
     }
 }

@@ -462,12 +462,13 @@ async fn next_question(control: &mut Option<control::Server>) -> Question {
 }
 
 async fn run_in_guest(
-    mut context: Context,
+    context: Context,
     mut command: Command,
     machine: Arc<Machine>,
     console_log: Option<String>,
     reporter: Reporter,
 ) {
+    let Some((mut context, login, reporter)) = commands::vm::enter(context, &machine, reporter).await else { return };
     let basedir = context.basedir.clone();
     let mut builder_dirs = BTreeSet::new();
     command.map_paths(|path| {
@@ -479,7 +480,7 @@ async fn run_in_guest(
     context.builder_dir = guest_path(&context.builder_dir, &basedir, &machine.image.guest_basedir);
     context.basedir = machine.image.guest_basedir.clone();
     let console = console_log.map(|name| reporter.log_writer(name));
-    let guest: Arc<dyn Place> = Arc::new(Guest::new(machine.login(), machine.fate()));
+    let guest: Arc<dyn Place> = Arc::new(Guest::new(login, machine.fate()));
     let fate = machine.fate();
     let work = async {
         for directory in builder_dirs.iter().filter(|directory| machine.is_first_use(directory)) {

@@ -116,6 +116,26 @@ impl Qmp {
         timeout(deadline, exchange).await.unwrap_or(Err(timed_out))
     }
 
+    /// Presses the machine's reset button. [`Event::Reset`] follows.
+    pub async fn system_reset(&self) -> Result<(), QmpError> {
+        self.execute("system_reset", json!({})).await.map(drop)
+    }
+
+    /// Waits until the machine is reset, by whomever, from when on this was called. One who waits too long without being
+    /// polled may miss it.
+    pub fn reset(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut events = self.events();
+        async move {
+            loop {
+                match events.recv().await {
+                    Ok(Event::Reset(_)) => return,
+                    Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                    Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+                }
+            }
+        }
+    }
+
     /// Presses the machine's power button. The guest may or may not react.
     pub async fn system_powerdown(&self) -> Result<(), QmpError> {
         self.execute("system_powerdown", json!({})).await.map(drop)

@@ -5,10 +5,10 @@
 
 use std::convert::Infallible;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use protocol::command::{Direction, Disposal, Name, VmCopy, VmInfo, VmStart, VmStop};
+use protocol::command::{Direction, Disposal, Name, VmCopy, VmInfo, VmReboot, VmStart, VmStop};
 use protocol::{Command, Update, Value};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::console::Console;
 use super::{Context, Failure, conclude};
 use crate::output::Reporter;
-use crate::pool::{Held, Hold, Machine, Order, Owner, Pool, Progress, Saved, Stopped, VmError};
+use crate::pool::{Held, Hold, Login, Machine, Order, Owner, Pool, Progress, Rebooted, Saved, Stopped, VmError};
 
 /// The exit status of a VM command that was refused or failed.
 const FAILED: i32 = 1;
@@ -61,6 +61,35 @@ pub(crate) async fn refuse(context: Context, error: VmError, reporter: Reporter)
     conclude(&context, reporter, started, outcome).await;
 }
 
+/// Finds the way into a machine's guest for a command, which ends here if there is none.
+pub(crate) async fn enter(
+    context: Context,
+    machine: &Arc<Machine>,
+    reporter: Reporter,
+) -> Option<(Context, Arc<Login>, Reporter)> {
+    let started = Instant::now();
+    let entered = context
+        .until_abandoned(async {
+            tokio::select! {
+                biased;
+                entered = machine.way_in() => entered.map_err(Some),
+                why = context.interrupt.requested() => {
+                    reporter.header(format!("command interrupted: {why}\n")).await;
+                    reporter.update(Update::Rc(KILLED)).await;
+                    Err(None)
+                }
+            }
+        })
+        .await;
+    match entered {
+        Some(Ok(login)) => return Some((context, login, reporter)),
+        Some(Err(Some(error))) => refuse(context, error, reporter).await,
+        Some(Err(None)) => conclude(&context, reporter, started, Some(Ok(()))).await,
+        None => conclude(&context, reporter, started, None).await,
+    }
+    None
+}
+
 /// Reports what is wrong with a VM: all of the text at the step, and its first line, a sentence, as `vm_error`.
 pub(super) async fn fail(reporter: &Reporter, reason: &str, text: &str, rc: i32) {
     let sentence = text.lines().next().unwrap_or_default();
@@ -84,6 +113,7 @@ impl Work<'_> {
         let result = match command {
             Command::VmStart(start) => self.start(start).await,
             Command::VmCopy(copy) => self.copy(copy).await,
+            Command::VmReboot(reboot) => self.reboot(reboot).await,
             Command::VmStop(stop) => self.stop(stop).await,
             Command::VmInfo(info) => self.info(info).await,
             _ => Err(Refusal::from(VmError::BadArguments("not a VM command".to_owned()))),
@@ -147,12 +177,12 @@ impl Work<'_> {
                 Direction::In => {
                     let (from, to) = (host(&copy.from)?, guest(&copy.to));
                     self.say(format!("copying {} to {} in vm '{}'", from.display(), to.display(), copy.vm)).await;
-                    Ok(machine.login().session.copy_in(&from, bytes(&to), &options).await)
+                    Ok(machine.way_in().await?.session.copy_in(&from, bytes(&to), &options).await)
                 }
                 Direction::Out => {
                     let (from, to) = (guest(&copy.from), host(&copy.to)?);
                     self.say(format!("copying {} in vm '{}' to {}", from.display(), copy.vm, to.display())).await;
-                    Ok(machine.login().session.copy_out(bytes(&from), &to, &options).await)
+                    Ok(machine.way_in().await?.session.copy_out(bytes(&from), &to, &options).await)
                 }
             }
         };
@@ -181,6 +211,26 @@ impl Work<'_> {
             let number = Value::Int(i64::try_from(number).unwrap_or(i64::MAX));
             self.reporter.update(Update::Other(key.to_owned(), number)).await;
         }
+        Ok(())
+    }
+
+    async fn reboot(&self, reboot: &VmReboot) -> Result<(), Refusal> {
+        let owner = self.owner(&reboot.vm);
+        let machine = self.pool.find(&owner)?;
+        self.say(format!("rebooting vm '{}' in slot {}", reboot.vm, machine.facts.slot)).await;
+        let (progress, _) = StartProgress::new(self.reporter);
+        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let rebooted = tokio::select! {
+            rebooted = self.pool.reboot(&owner, reboot.timeout, &progress) => rebooted,
+            never = shown.follow() => match never {},
+        };
+        shown.catch_up().await;
+        machine.set_console_shown(shown.bytes());
+        let Rebooted { machine, took } = rebooted?;
+        let seconds = took.as_secs_f64();
+        self.say(format!("vm '{}' is back after {seconds:.1} s", reboot.vm)).await;
+        let vm = machine.report([("reboot_seconds", seconds.into())]);
+        self.reporter.update(Update::Other("vm".to_owned(), vm)).await;
         Ok(())
     }
 

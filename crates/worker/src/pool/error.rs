@@ -35,6 +35,9 @@ pub(crate) enum VmError {
     /// QEMU or the guest did not come up.
     #[error("start vm '{vm}' of image '{image}' in slot {slot}: {why}")]
     BootFailed { vm: Name, image: Name, slot: u16, why: String },
+    /// Its guest did not come back.
+    #[error("reboot vm '{vm}': {why}")]
+    RebootFailed { vm: Name, why: String },
     /// The builder has one of this name already.
     #[error("the builder's vm '{0}' is running already; stop it first, or give the other one another name")]
     AlreadyRunning(Name),
@@ -68,6 +71,7 @@ impl VmError {
             VmError::StopFailed { .. } => "vm_stop_failed",
             VmError::SaveFailed { .. } => "vm_save_failed",
             VmError::BootFailed { .. } => "vm_boot_failed",
+            VmError::RebootFailed { .. } => "vm_reboot_failed",
             VmError::AlreadyRunning(_) => "vm_already_running",
             VmError::NotRunning(_) | VmError::BeingStarted(_) => "vm_not_running",
             VmError::Lost { .. } => "vm_lost",

@@ -1,6 +1,7 @@
 //! One machine in a slot: its QEMU, the ssh session with its guest, and who uses it.
 
 use std::collections::BTreeSet;
+use std::convert::Infallible;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -143,9 +144,11 @@ pub(crate) struct Machine {
     pub image: Arc<Image>,
     /// The way in, which changes when the guest restarts.
     login: Mutex<Arc<Login>>,
+    /// Held by the one who makes another way in.
+    pub(super) entering: tokio::sync::Mutex<()>,
     /// Where the console's output goes.
     pub console_log: PathBuf,
-    vm: qemu::Vm,
+    pub(super) vm: qemu::Vm,
     status: watch::Sender<Status>,
     /// Until when it may run.
     term: watch::Sender<Term>,
@@ -181,6 +184,7 @@ impl Machine {
             facts,
             image,
             login: Mutex::new(Arc::new(login)),
+            entering: tokio::sync::Mutex::default(),
             console_log: lease.slot().console_log(),
             vm,
             status: watch::Sender::new(Status::Up),
@@ -199,9 +203,14 @@ impl Machine {
         self.status.borrow().clone()
     }
 
-    /// The way into its guest.
+    /// The way into its guest as far as it is known, which may be lost: see [`way_in`](Self::way_in).
     pub(crate) fn login(&self) -> Arc<Login> {
         Arc::clone(&self.login.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Has those who come from now on use another way in.
+    pub(super) fn set_login(&self, login: Arc<Login>) {
+        *self.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
     }
 
     /// Its place in a private network.
@@ -233,6 +242,7 @@ impl Machine {
     /// machine's one task. `patience` is for a polite shutdown.
     pub(super) async fn watch(&self, patience: Duration) -> Status {
         let why = tokio::select! {
+            never = self.leave_at_reset() => match never {},
             exit = self.vm.exited() => format!("qemu exited with {exit}"),
             halt = self.vm.halted() => {
                 // It would stand still for ever, and so would whoever waits for its guest.
@@ -257,6 +267,17 @@ impl Machine {
         self.ended(status);
         self.gone.send_replace(true);
         self.status()
+    }
+
+    /// Ends the session whenever the guest restarts, which does not take leave of us. Else a command would wait until its
+    /// silence is noticed.
+    async fn leave_at_reset(&self) -> Infallible {
+        let mut reset = Box::pin(self.vm.qmp().reset());
+        loop {
+            reset.await;
+            reset = Box::pin(self.vm.qmp().reset());
+            self.login().session.clone().close_because("the guest restarted").await;
+        }
     }
 
     /// Has it run for so long from now on, for a person instead of a builder. It is off the builder's private network, in
@@ -331,6 +352,11 @@ impl Machine {
 
     /// What the master is told of it (`vm` in the updates of `vm_start` and `vm_info`).
     pub(crate) fn describe(&self) -> Value {
+        self.report([])
+    }
+
+    /// The same, and what more there is to say.
+    pub(crate) fn report(&self, more: impl IntoIterator<Item = (&'static str, Value)>) -> Value {
         let number = |number: u32| Value::Int(number.into());
         let state = match self.status() {
             Status::Up => "running",
@@ -353,7 +379,7 @@ impl Machine {
         let network = self.facts.network.iter().flat_map(|(network, address)| {
             [("network", Value::from(network.as_str())), ("address", address.to_string().into())]
         });
-        known.into_iter().chain(network).collect()
+        known.into_iter().chain(network).chain(more).collect()
     }
 }
 

@@ -1,0 +1,78 @@
+//! Another way into a guest that was reached before: its session was lost, or it restarted.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use qemu::BootError;
+use ssh::HostKeyPolicy;
+use tracing::warn;
+
+use super::machine::{Login, Machine, Status};
+use super::{VmError, greeting};
+
+impl Machine {
+    /// The way into its guest. Where the session is lost though QEMU runs, because the ssh server or the guest restarted,
+    /// another one is made first, which may take as long as the image's boot.
+    pub(crate) async fn way_in(self: &Arc<Self>) -> Result<Arc<Login>, VmError> {
+        let login = self.login();
+        if !login.session.is_lost() {
+            return Ok(login);
+        }
+        let within = self.image.boot_timeout;
+        let entering = async {
+            let _turn = self.entering.lock().await;
+            let login = self.login();
+            if !login.session.is_lost() {
+                return Ok(login);
+            }
+            warn!(slot = self.facts.slot, "logging in anew: {}", login.session.lost().await);
+            self.log_in_again(within).await
+        };
+        let entered = match tokio::time::timeout(within, entering).await {
+            Ok(entered) => entered,
+            Err(_) => Err(anyhow!("the guest did not answer within {} s", within.as_secs())),
+        };
+        match entered {
+            Ok(login) => Ok(login),
+            // Its end explains more.
+            Err(_) if self.status() != Status::Up => Err(VmError::Lost { reason: self.fate().gone().await }),
+            Err(error) => {
+                let vm = &self.facts.owner.vm;
+                let reason = format!("the ssh session with vm '{vm}' was lost, and there is no other: {error:#}");
+                Err(VmError::Lost { reason })
+            }
+        }
+    }
+
+    /// Logs in to the guest, once it answers with the host key it had, and has it find its network as it was. To be called
+    /// with `entering` held.
+    pub(super) async fn log_in_again(self: &Arc<Self>, within: Duration) -> anyhow::Result<Arc<Login>> {
+        let answer = async {
+            let target = ssh::Target {
+                address: (Ipv4Addr::LOCALHOST, self.facts.ssh_port).into(),
+                user: self.image.user.clone(),
+                identity: ssh::Identity::load(&self.image.key)?,
+                host_key: HostKeyPolicy::Pinned(self.login().session.host_key().clone()),
+                dialect: self.image.profile.dialect.clone(),
+            };
+            let readiness = ssh::Readiness::within(within);
+            let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &readiness).await?;
+            let login = greeting::exchange(ready.session, &self.image).await?;
+            if let Some(membership) = self.membership() {
+                membership.set_address(&login.session, &self.image.profile).await?;
+            }
+            anyhow::Ok(Arc::new(login))
+        };
+        let login = self.vm.boot(answer, within).await.map_err(|error| match error {
+            BootError::Probe(error) => error,
+            error => anyhow!("{error}"),
+        })?;
+        self.set_login(Arc::clone(&login));
+        if let Some(membership) = self.membership() {
+            membership.introduce(self).await.context("tell the guest who else is in its network")?;
+        }
+        Ok(login)
+    }
+}
