@@ -61,6 +61,7 @@ class ForeignWorker(AsyncService):
     log: Path
     state_dir: Path
     configuration: Path | None
+    settle_timeout: float
 
     def __init__(  # noqa: PLR0917
         self,
@@ -140,7 +141,7 @@ class ForeignWorker(AsyncService):
         timer.cancel()
 
     async def _settle(self) -> None:
-        deadline = clock.seconds() + SETTLE_TIMEOUT
+        deadline = clock.seconds() + self.settle_timeout
         while clock.seconds() < deadline and self.output is not None and not self.output.ended.called:
             if self.attached and not await self._builds_are_left():
                 return
@@ -158,7 +159,13 @@ class ForeignWorker(AsyncService):
             self.process.signalProcess(name)
 
 
-def install(program: Path, log: Path, state_dir: Path, configuration: Path | None) -> None:
+def install(
+    program: Path,
+    log: Path,
+    state_dir: Path,
+    configuration: Path | None = None,
+    settle_timeout: float = SETTLE_TIMEOUT,
+) -> None:
     """Make all tests from now on start a program, and their masters listen on loopback only.
 
     ``configuration`` is a file for the worker, beside the flags it gets.
@@ -167,6 +174,7 @@ def install(program: Path, log: Path, state_dir: Path, configuration: Path | Non
     ForeignWorker.log = log
     ForeignWorker.state_dir = state_dir
     ForeignWorker.configuration = configuration
+    ForeignWorker.settle_timeout = settle_timeout
     # What is in this variable does not matter: that it is there makes the tests start a worker outside their process.
     os.environ["SANDBOXED_WORKER_PATH"] = str(program)
     integration.SandboxedWorker = ForeignWorker

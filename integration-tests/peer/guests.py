@@ -14,6 +14,9 @@ from typing import IO, Any
 
 from buildbot.process.remotecommand import RemoteCommand
 from buildbot.worker.protocols import msgpack, pb
+from twisted.internet import defer
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 
 #: How many machines a test may have at a time: one for each of its builders.
 SLOTS = 4
@@ -21,8 +24,11 @@ SLOTS = 4
 #: How long (seconds) a guest may take to answer; software emulation on a loaded machine is slow.
 BOOT_TIMEOUT = 100
 
-#: How much longer (seconds) than on the host a test may take.
+#: How long (seconds) a test may take.
 TEST_TIMEOUT = 240
+
+#: How long (seconds) a test that has ended waits for its builds to be over; one may be about to get a machine.
+SETTLE_TIMEOUT = 100.0
 
 #: What the guests call themselves.
 HOSTNAME = "guest"
@@ -91,8 +97,6 @@ class Guests:
                 await started
             await self._bind(connection, builder)
 
-        from twisted.internet import defer
-
         connection_class.remoteStartBuild = lambda *args: defer.ensureDeferred(start(*args))
 
     async def _bind(self, connection: Any, builder: str) -> None:
@@ -126,7 +130,13 @@ async def run(connection: Any, builder: str, name: str, arguments: dict[str, Any
     """Have the worker run a command that belongs to no step."""
     command = Own(name, arguments, stdioLogName=None, **more)
     command.worker = connection.worker
-    await command.run(None, connection, builder)
+    # A step hears of this from its build.
+    lost: Any = Failure
+    subscription = connection.notifyOnDisconnect(lambda: command.interrupt(lost(ConnectionLost())))
+    try:
+        await command.run(None, connection, builder)
+    finally:
+        subscription.unsubscribe()
     return command
 
 

@@ -81,12 +81,13 @@ def prepare(worker: Path, log: Path, scratch: Path, images: Path | None) -> Gues
 
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_bytes(b"")
-    binding = configuration = None
-    if images is not None:
-        configuration = scratch / "worker.toml"
-        binding = guests.Guests(images.resolve())
-        binding.install(configuration)
-    foreign.install(worker, log, scratch / "vms", configuration)
+    if images is None:
+        foreign.install(worker, log, scratch / "vms")
+        return None
+    binding = guests.Guests(images.resolve())
+    configuration = scratch / "worker.toml"
+    binding.install(configuration)
+    foreign.install(worker, log, scratch / "vms", configuration, guests.SETTLE_TIMEOUT)
     return binding
 
 
