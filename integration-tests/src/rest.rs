@@ -29,9 +29,17 @@ impl Rest {
     /// What a path has under a key.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str, key: &str) -> Result<T> {
         let url = format!("{}/{path}", self.base);
-        let mut answer = self.agent.get(&url).call().with_context(|| format!("get {url}"))?;
-        let mut body: Value = answer.body_mut().with_config().limit(64 << 20).read_json()?;
+        // On a loaded machine a master was seen to close one connection of thousands unanswered. Asking changes nothing.
+        let mut body = self.get_once(&url).or_else(|error| {
+            eprintln!("asking again: {error:#}");
+            self.get_once(&url)
+        })?;
         serde_json::from_value(body[key].take()).with_context(|| format!("read {key} of {url}: {body}"))
+    }
+
+    fn get_once(&self, url: &str) -> Result<Value> {
+        let mut answer = self.agent.get(url).call().with_context(|| format!("get {url}"))?;
+        answer.body_mut().with_config().limit(64 << 20).read_json().with_context(|| format!("read {url}"))
     }
 
     /// Calls a method of the object at a path.
