@@ -280,6 +280,12 @@ class Building(BuildCase):
     def test_expired_machine_is_an_exception(self) -> defer.Deferred[Any]:
         return self.check_lost(shell(), result=EXCEPTION, answer=vm_failed("vm_expired", "VM default had an hour"))
 
+    @defer.inlineCallbacks
+    def test_build_says_once_that_its_machine_died(self) -> Any:
+        self.answers(lambda name, _: LOST if name == "shell" else None)
+        build = yield self.run_build(in_vm([shell(), shell("always", alwaysRun=True)], "debian"))
+        self.assertEqual(build.text, [f"{dict(LOST)['vm_error']} (retry)"])
+
     def test_no_exit_code_stands_for_a_machine_that_died(self) -> defer.Deferred[Any]:
         return self.check_lost(shell(decodeRC={-1: SUCCESS}))
 

@@ -45,6 +45,10 @@ class JudgingMixin:
             return super().getResultSummary()  # type: ignore[misc]
         return summary(self, f"{self._vm_error.sentence} ({statusToString(self.results)})")
 
+    def getBuildResultSummary(self) -> defer.Deferred[dict[str, str]]:
+        """Say the same of the build, once: all steps that come after a machine's end have the same to say."""
+        return defer.ensureDeferred(self.__build_summary())
+
     def _vm_failed(self, failure: VMError) -> VMError:
         """Take note of a failure that the step is to end with, and give it to be raised."""
         self._vm_error = self._vm_error or failure
@@ -79,6 +83,13 @@ class JudgingMixin:
         if is_vm_reason(reason) and not self.stopped and not command.interrupted:
             raise self._vm_failed(VMError(reason, one_sentence(latest(command, "vm_error"), reason)))
         return result
+
+    async def __build_summary(self) -> dict[str, str]:
+        summarize: Any = super().getBuildResultSummary  # type: ignore[misc]
+        said: dict[str, str] = await defer.maybeDeferred(summarize)
+        if self._vm_error is not None and said.get("build") in self.build.text:
+            del said["build"]
+        return said
 
     async def __result(self) -> int:
         failure = self._vm_error
