@@ -1,5 +1,7 @@
 """Runs one build over PB under each of the older masters in releases.txt, and then has the worker drained.
 
+Under those that the package buildbot-kvm is for, its tests of whole builds and of its worker run, too.
+
     old_masters.py --worker PROGRAM --cache DIRECTORY [NAME...]
 
 PROGRAM is the worker; DIRECTORY gets an environment for each release, which stays for the next time. NAMEs are parts
@@ -23,9 +25,15 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-#: How long (seconds) a master may take for its build, and a worker to drain.
+#: How long (seconds) a master may take for its build, a worker to drain, and the package's tests to run.
 BUILD = 90
 DRAIN = 20
+TESTS = 120
+
+#: The package for the master, those of its tests that need no fakes of a later Buildbot, and its oldest Buildbot.
+PACKAGE = HERE.parents[1] / "contrib/buildbot-kvm"
+PACKAGE_TESTS = ("test_factory", "test_worker")
+PACKAGE_SINCE = 4
 
 #: The steps that have to succeed; the last one has to fail.
 SUCCEEDING = ["arguments", "download", "upload", "directory", "mkdir", "cpdir", "stat", "rmdir", "property", "known"]
@@ -54,6 +62,8 @@ def run(release: list[str], cache: Path, worker: Path) -> bool:
         buildbot = install(release, cache)
         with tempfile.TemporaryDirectory(prefix="old-master-") as scratch:
             attempt(buildbot, worker.resolve(), Path(scratch))
+            if int(re.findall(r"\d+", release[0])[0]) >= PACKAGE_SINCE:
+                test_package(buildbot.with_name("python"), Path(scratch))
     except FailedError as error:
         print(f"{release[0]}: {error}")
         return False
@@ -135,6 +145,25 @@ def judge(directory: Path, scratch: Path, client: subprocess.Popen[bytes]) -> No
         raise FailedError(f"the worker did not drain:\n{(scratch / 'worker.log').read_text()}") from None
     if status:
         raise FailedError(f"the drained worker exited with {status}")
+
+
+def test_package(python: Path, scratch: Path) -> None:
+    """Run the tests of the package for the master."""
+    try:
+        done = subprocess.run(
+            [python, "-B", "-m", "twisted.trial", *PACKAGE_TESTS],
+            cwd=scratch,
+            env=os.environ | {"PYTHONPATH": f"{PACKAGE / 'src'}:{PACKAGE / 'tests'}"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TESTS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise FailedError(f"the tests of buildbot-kvm did not end within {TESTS} s") from None
+    if done.returncode:
+        raise FailedError(f"tests of buildbot-kvm failed:\n{done.stdout}")
 
 
 def wait_for_build(*logs: Path) -> str:
