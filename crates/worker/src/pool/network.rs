@@ -94,13 +94,17 @@ impl Membership {
         let table = table(&members);
         let told = members.iter().map(|member| async {
             match tell(member, &table).await {
-                // One that is gone needs no names.
-                Err(_) if member.status() != Status::Up => Ok(()),
+                // One that is gone needs no names, and one that is logged in to anew is told them then.
+                Err(_) if !Arc::ptr_eq(member, machine) && is_out_of_reach(member) => Ok(()),
                 told => told,
             }
         });
         join_all(told).await.into_iter().collect()
     }
+}
+
+fn is_out_of_reach(machine: &Machine) -> bool {
+    machine.status() != Status::Up || machine.login().session.is_lost()
 }
 
 /// The lines of a hosts file for these machines.

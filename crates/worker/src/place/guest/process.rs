@@ -19,8 +19,7 @@ const LAST_OUTPUT: Duration = Duration::from_millis(500);
 impl Guest {
     /// See [`super::super::Place::spawn`].
     pub(super) async fn run(&self, program: Program) -> Result<GuestProcess, SpawnError> {
-        let mut exec = ssh::Exec::argv(program.argv.iter().map(|word| word.as_bytes()))
-            .dir(program.workdir.as_os_str().as_bytes(), ssh::Missing::Fail);
+        let mut exec = begin(&program, self.login.session.dialect());
         for (name, value) in changed(&self.login.environment, &program.environment)? {
             exec = match value {
                 Some(value) => exec.env(name, value.as_bytes()),
@@ -74,6 +73,21 @@ impl Guest {
     }
 }
 
+/// The command, and where it runs. A command line that is for a shell is for the guest's own where that is not `sh`; and
+/// nothing makes directories there but the command itself.
+fn begin(program: &Program, dialect: &ssh::Dialect) -> ssh::Exec {
+    let workdir = program.workdir.as_os_str().as_bytes();
+    match &program.argv[..] {
+        [sh, c, line] if !dialect.is_posix() && sh == "/bin/sh" && c == "-c" => {
+            ssh::Exec::shell(line.as_bytes()).dir(workdir, ssh::Missing::Make)
+        }
+        argv => {
+            let missing = if dialect.is_posix() { ssh::Missing::Fail } else { ssh::Missing::Make };
+            ssh::Exec::argv(argv.iter().map(|word| word.as_bytes())).dir(workdir, missing)
+        }
+    }
+}
+
 /// A program of a build, and all that it starts.
 pub(super) struct GuestProcess {
     fate: Fate,
@@ -123,7 +137,10 @@ impl Process for GuestProcess {
     async fn signal(&mut self, signal: &str) -> io::Result<()> {
         let signal =
             ssh::Signal::from_str(signal).map_err(|unknown| io::Error::new(io::ErrorKind::InvalidInput, unknown))?;
-        self.process.signal(signal).await.map(drop).map_err(io::Error::other)
+        self.process.signal(signal).await.map(drop).map_err(|error| match error {
+            ssh::SignalError::Unknown { .. } => io::Error::new(io::ErrorKind::InvalidInput, error),
+            error => io::Error::other(error),
+        })
     }
 
     fn leave(&mut self) {
@@ -139,5 +156,31 @@ fn ending(exit: &ssh::Exit) -> Ending {
             signal: nix::sys::signal::Signal::from_str(&format!("SIG{name}"))
                 .map_or(nix::libc::SIGKILL, |signal| signal as i32),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ssh::{Dialect, Exec, Missing};
+
+    use super::*;
+
+    #[test]
+    fn a_command_line_is_for_the_guests_own_shell() {
+        let check = |argv: &[&str], dialect: Dialect, expected: Exec| {
+            let program = Program {
+                argv: argv.iter().map(Into::into).collect(),
+                workdir: "/b".into(),
+                environment: Vec::new(),
+                stdin: bytes::Bytes::new(),
+                pty: false,
+            };
+            assert_eq!(begin(&program, &dialect), expected, "{argv:?}");
+        };
+        let line = ["/bin/sh", "-c", "make all"];
+        check(&line, Dialect::LINUX, Exec::argv(line).dir("/b", Missing::Fail));
+        check(&line, Dialect::BSD, Exec::argv(line).dir("/b", Missing::Fail));
+        check(&line, Dialect::WINDOWS, Exec::shell("make all").dir("/b", Missing::Make));
+        check(&["nmake"], Dialect::WINDOWS, Exec::argv(["nmake"]).dir("/b", Missing::Make));
     }
 }
