@@ -1,12 +1,14 @@
 """Runs Buildbot's own integration tests over one protocol with a worker program in place of Buildbot's worker.
 
-    run.py --worker PROGRAM --source DIRECTORY --protocol pb|msgpack [--guests IMAGES] [--log FILE] [NAME...]
+    run.py --worker PROGRAM --source DIRECTORY --protocol pb|msgpack
+        [--guests IMAGES] [--part I/N] [--log FILE] [NAME...]
 
 PROGRAM is the worker. DIRECTORY has the sources of the Buildbot master: they have the tests, the wheel doesn't.
 NAMEs are parts of names of tests: only tests with one of them are run. What the worker says is in FILE.
 
 With --guests, every build of the tests gets a fresh machine to which its builder is bound, so that all of the
-worker's standard commands run in a guest; IMAGES is the directory that scripts/setup image makes.
+worker's standard commands run in a guest; IMAGES is the directory that scripts/setup image makes. With --part 2/3
+only each third test is run, from the second on, for several of these programs at a time.
 
 modules.txt beside this file tells which tests these are, excluded.txt which of them aren't run and why.
 """
@@ -50,6 +52,9 @@ def main() -> int:
     parser.add_argument("--source", type=Path, required=True, help="the Buildbot master's sources")
     parser.add_argument("--protocol", choices=["pb", "msgpack"], required=True, help="what the tests are run over")
     parser.add_argument("--guests", type=Path, metavar="IMAGES", help="run all commands in guests with these disks")
+    parser.add_argument(
+        "--part", type=part, default=(1, 1), metavar="I/N", help="run only each Nth test from the Ith"
+    )
     parser.add_argument("--log", type=Path, help="where what the worker says goes")
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of the name of a test")
     arguments = parser.parse_args()
@@ -63,6 +68,8 @@ def main() -> int:
         log = arguments.log or Path(scratch) / "worker.log"
         guests = prepare(arguments.worker.resolve(), log.absolute(), Path(scratch), arguments.guests)
         selection = select(arguments.names, arguments.protocol, guests is not None)
+        first, step = arguments.part
+        selection.tests = unittest.TestSuite(list(selection.tests)[first - 1 :: step])
         if arguments.names and not selection.tests.countTestCases():
             print("Buildbot's interop tests: 0 passed, 0 failed: none of them has such a name")
             return 0
@@ -147,6 +154,14 @@ def run(selection: Selection, directory: Path, log: Path, guests: Guests | None)
         print(f"what the worker said:\n{log.read_text(errors='replace')}")
     print(f"Buildbot's interop tests: {result.successes} passed, {failed} failed, {len(result.skips)} skipped")
     return 0 if not failed and result.wasSuccessful() and result.successes else 1
+
+
+def part(text: str) -> tuple[int, int]:
+    """Read I/N."""
+    first, _, step = text.partition("/")
+    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
+        raise argparse.ArgumentTypeError(f"{text!r} should be I/N, such as 1/2")
+    return int(first), int(step)
 
 
 def flat(suite: unittest.TestCase | unittest.TestSuite) -> Iterator[unittest.TestCase]:
