@@ -35,6 +35,8 @@ class Project:
         publish(self._paths.project, self._paths.repository)
         # Not `git daemon`, which would stand between a signal and the server.
         server = Path(git(self._paths.repository, "--exec-path")) / "git-daemon"
+        if not server.exists():
+            raise Problem(f"{server} is missing: install the package that has it, on Fedora git-daemon")
         self._program.start(
             [
                 str(server), "--verbose", "--listen=127.0.0.1", f"--port={self._port}", "--reuseaddr", "--export-all",

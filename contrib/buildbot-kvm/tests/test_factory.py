@@ -234,6 +234,29 @@ class Building(BuildCase):
             ],
         )
 
+    @defer.inlineCallbacks
+    def test_conditions_and_arguments_of_a_step_are_its_own(self) -> Any:
+        seen = []
+        self.answers(lambda _name, args: seen.append(args.get("command")))
+        yield self.check_inside(
+            [
+                shell("never", doStepIf=False),
+                shell("not-now", doStepIf=lambda step: step.build.buildid is None),
+                steps.SetProperty(property="target", value="all"),
+                steps.ShellCommand(name="make", command=["make", util.Property("target")], hideStepIf=True),
+                steps.MasterShellCommand(name="master", command="true", doStepIf=False),
+            ],
+            [("shell", "default")],
+            [
+                ("never", "skipped"),
+                ("not-now", "skipped"),
+                ("SetProperty", "success"),
+                ("make", "success"),
+                ("master", "skipped"),
+            ],
+        )
+        self.assertEqual(seen, [None, ["make", "all"], None])
+
     def test_commands_about_machines_are_about_those_they_name(self) -> defer.Deferred[Any]:
         class Asking(BuildStep):
             name = "asking"
