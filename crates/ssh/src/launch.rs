@@ -117,17 +117,25 @@ impl Scanner {
     /// Takes output in. Returns our next line without the nonce; what follows it stays for [`Scanner::rest`].
     pub(crate) fn feed(&mut self, data: &[u8]) -> Option<String> {
         self.seen.extend_from_slice(data);
-        let start = self.seen.windows(self.nonce.len()).position(|window| window == self.nonce);
-        let Some(start) = start else {
-            self.forget_noise();
-            return None;
-        };
-        let line = &self.seen[start + self.nonce.len()..];
-        let end = line.iter().position(|byte| *byte == b'\n').filter(|end| *end <= MAX_REPORT)?;
-        let text = String::from_utf8_lossy(&line[..end]).trim().to_owned();
-        let length = start + self.nonce.len() + end + 1;
-        self.seen.advance(length);
-        Some(text)
+        loop {
+            let start = self.seen.windows(self.nonce.len()).position(|window| window == self.nonce);
+            let Some(start) = start else {
+                self.forget_noise();
+                return None;
+            };
+            let begin = start + self.nonce.len();
+            let line = &self.seen[begin..];
+            if let Some(end) = line.iter().take(MAX_REPORT + 1).position(|byte| *byte == b'\n') {
+                let text = String::from_utf8_lossy(&line[..end]).trim().to_owned();
+                self.seen.advance(begin + end + 1);
+                return Some(text);
+            }
+            if line.len() <= MAX_REPORT {
+                return None;
+            }
+            // Too long for a line of ours: noise, of somebody who knows the nonce.
+            self.seen.advance(begin);
+        }
     }
 
     /// Returns what was taken in after the last line of ours, or all of it if there was none.
@@ -318,6 +326,17 @@ mod tests {
         }
         assert_eq!(scanner.feed(b"x1"), None);
         assert_eq!(scanner.feed(b"2 ready\n"), Some("ready".to_owned()));
+    }
+
+    #[test]
+    fn endless_noise_after_a_nonce_is_forgotten_too() {
+        let mut scanner = Scanner::new("x12");
+        for _ in 0..100 {
+            assert_eq!(scanner.feed(b"x12 ready"), None);
+            assert_eq!(scanner.feed(&[b'.'; 10_000]), None);
+            assert!(scanner.seen.len() <= MAX_NOISE + 10_000);
+        }
+        assert_eq!(scanner.feed(b"\nx12 ready\n"), Some("ready".to_owned()));
     }
 
     proptest! {
