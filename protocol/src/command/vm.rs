@@ -87,7 +87,7 @@ pub struct VmStart {
     pub timeout: Option<Duration>,
     /// The master's number of the build. A new one says that the builder's earlier build is over.
     pub build: Option<u64>,
-    /// The private network it is to have a card on, shared with the builder's other VMs that name the same.
+    /// The private network it is to have a card on, shared with the build's other VMs that name the same.
     pub network: Option<Name>,
     /// How long the builder may have it, instead of the longest time that the worker's configuration allows.
     pub ttl: Option<Duration>,

@@ -36,7 +36,8 @@ impl Pool {
         };
         let (membership, cable) = match &order.network {
             Some(network) => {
-                self.0.networks.join(&order.owner.builder, network).map(|(place, end)| (Some(place), Some(end)))
+                let joined = self.0.networks.join(&order.owner.builder, order.build, network);
+                joined.map(|(place, end)| (Some(place), Some(end)))
             }
             None => Ok((None, None)),
         }

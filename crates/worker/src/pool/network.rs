@@ -1,4 +1,4 @@
-//! Private networks: the machines of a builder that see each other, and their addresses and names.
+//! Private networks: the machines of a build that see each other, and their addresses and names.
 //!
 //! A network lives as long as it has members. Each has an address, by order of joining, that no other member gets while
 //! the network lives, and knows all others by the names that the builder gave to their VMs.
@@ -24,7 +24,10 @@ const fn address(number: u8) -> Ipv4Addr {
 
 /// All private networks that have members.
 #[derive(Debug, Default)]
-pub(super) struct Networks(Mutex<HashMap<(String, Name), Weak<Network>>>);
+pub(super) struct Networks(Mutex<HashMap<Key, Weak<Network>>>);
+
+/// The builder, its build, and what that calls the network. A machine of the build before may take a while to shut down.
+type Key = (String, Option<u64>, Name);
 
 #[derive(Debug)]
 struct Network {
@@ -42,12 +45,17 @@ pub(super) struct Membership {
 }
 
 impl Networks {
-    /// Takes a place in a builder's network of this name, which is made if there is none.
-    pub(super) fn join(&self, builder: &str, name: &Name) -> anyhow::Result<(Membership, qemu::Cable)> {
+    /// Takes a place in a build's network of this name, which is made if there is none.
+    pub(super) fn join(
+        &self,
+        builder: &str,
+        build: Option<u64>,
+        name: &Name,
+    ) -> anyhow::Result<(Membership, qemu::Cable)> {
         let network = {
             let mut networks = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             networks.retain(|_, network| network.strong_count() > 0);
-            let key = (builder.to_owned(), name.clone());
+            let key = (builder.to_owned(), build, name.clone());
             networks.get(&key).and_then(Weak::upgrade).unwrap_or_else(|| {
                 let network = Network { name: name.clone(), lan: qemu::Lan::new(), members: Default::default() };
                 let network = Arc::new(network);
@@ -135,25 +143,27 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn members_are_numbered_for_each_builder_and_name_while_there_are_any() {
+    async fn members_are_numbered_for_each_build_and_name_while_there_are_any() {
         let networks = Networks::default();
         let [net, other] = ["net", "other"].map(|name| Name::new(name).unwrap());
-        let join = |builder: &str, name: &Name| networks.join(builder, name).unwrap().0;
+        let join = |builder: &str, build, name: &Name| networks.join(builder, Some(build), name).unwrap().0;
         let check = |membership: &Membership, expected: &str| {
             assert_eq!(membership.address().to_string(), expected);
         };
-        let first = join("b", &net);
-        let second = join("b", &net);
+        let first = join("b", 1, &net);
+        let second = join("b", 1, &net);
         check(&first, "10.77.0.1");
         check(&second, "10.77.0.2");
-        check(&join("b", &other), "10.77.0.1");
-        check(&join("c", &net), "10.77.0.1");
+        check(&join("b", 1, &other), "10.77.0.1");
+        check(&join("c", 1, &net), "10.77.0.1");
+        // The build before is still shutting down.
+        check(&join("b", 2, &net), "10.77.0.1");
         drop(first);
-        let third = join("b", &net);
+        let third = join("b", 1, &net);
         check(&third, "10.77.0.3");
         assert_eq!(third.network(), &net);
         drop((second, third));
-        check(&join("b", &net), "10.77.0.1");
+        check(&join("b", 1, &net), "10.77.0.1");
         // What is over leaves nothing behind.
         assert_eq!(networks.0.lock().unwrap().len(), 1);
     }
