@@ -15,6 +15,9 @@ use crate::output::LogWriter;
 /// How often the console's file is looked at. QEMU writes it, and nothing tells us when.
 const POLL: Duration = Duration::from_millis(200);
 
+/// How much is shown at once at most, in bytes.
+const BLOCK: usize = 32 * 1024;
+
 /// A console that is being shown.
 #[derive(Debug)]
 pub(crate) struct Console {
@@ -54,10 +57,13 @@ impl Console {
         }
     }
 
-    /// Shows what has been printed so far.
+    /// Shows what has been printed so far, and not what is printed meanwhile: a guest may print faster than the master takes.
     pub(crate) async fn catch_up(&mut self) {
-        let mut block = vec![0; 32 * 1024];
-        while let Some(next) = self.next_data() {
+        let Ok(metadata) = self.file.metadata().await else { return };
+        let mut block = vec![0; BLOCK];
+        while self.shown < metadata.len()
+            && let Some(next) = self.next_data()
+        {
             // What a guest printed without end is given back to the file system.
             let gone = next - self.shown;
             if gone > 0 && !self.log.write(format!("[{gone} bytes that were printed before are not kept]\n")).await {
@@ -108,5 +114,33 @@ mod tests {
         );
         let gone = (1 << 20) - 1000;
         assert_eq!(told[0], format!("console [{gone} bytes that were printed before are not kept]\nthe end\n"));
+    }
+
+    #[test]
+    fn a_guest_that_prints_faster_than_the_master_takes_is_caught_up_with() {
+        let stage = Stage::new(Where::Host);
+        let path = stage.path("console.log");
+        let mut file = std::fs::File::create(&path).expect("made");
+        let print = |file: &mut std::fs::File| file.write_all(&[b'x'; 1 << 20]).expect("written");
+        print(&mut file);
+        let mut messages = 0;
+        stage.play(
+            move |_| {
+                messages += 1;
+                // What is wrong ends at some time.
+                if messages < 200 {
+                    print(&mut file);
+                }
+                Reply::nil()
+            },
+            async |_, _, reporter| {
+                let mut console =
+                    Console::open(&path, 0, reporter.log_writer("console")).await.expect("it can be read");
+                console.catch_up().await;
+                let shown = console.shown();
+                assert!((1 << 20..=(1 << 20) + BLOCK as u64).contains(&shown), "{shown}");
+                Ok(())
+            },
+        );
     }
 }
