@@ -16,7 +16,9 @@ use tokio::time::Instant;
 use super::console::Console;
 use super::{Context, Failure, conclude};
 use crate::output::Reporter;
-use crate::pool::{Held, Hold, Login, Machine, Order, Owner, Pool, Progress, Rebooted, Saved, Stopped, VmError};
+use crate::pool::{
+    Held, Hold, Login, Machine, Order, Owner, Pool, Progress, Rebooted, Saved, Stopped, VmError, sentence,
+};
 
 /// The exit status of a VM command that was refused or failed.
 const FAILED: i32 = 1;
@@ -92,11 +94,9 @@ pub(crate) async fn enter(
 
 /// Reports what is wrong with a VM: all of the text at the step, and its first line, a sentence, as `vm_error`.
 pub(super) async fn fail(reporter: &Reporter, reason: &str, text: &str, rc: i32) {
-    let sentence = text.lines().next().unwrap_or_default();
-    let sentence = sentence.strip_suffix("; its console's last lines:").unwrap_or(sentence);
     reporter.stderr(format!("{text}\n")).await;
     reporter.update(Update::FailureReason(reason.to_owned())).await;
-    reporter.update(Update::Other("vm_error".to_owned(), sentence.into())).await;
+    reporter.update(Update::Other("vm_error".to_owned(), sentence(text).into())).await;
     reporter.update(Update::Rc(rc)).await;
 }
 

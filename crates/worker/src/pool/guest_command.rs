@@ -31,8 +31,21 @@ pub(super) async fn run(session: &Session, line: &str) -> anyhow::Result<Vec<u8>
     tokio::time::timeout(PATIENCE, work).await.with_context(late)?
 }
 
-/// The end of a text, which is where a command says why it failed.
+/// The end of a text, which is where a command says why it failed, as one line that does nothing to a log or a terminal.
 fn last(text: &str) -> String {
     let skipped = text.chars().count().saturating_sub(COMPLAINT);
-    text.chars().skip(skipped).collect()
+    text.chars().skip(skipped).map(|char| if char.is_control() { ' ' } else { char }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_the_end_of_what_was_said_on_one_line() {
+        let check = |text: &str, expected: &str| assert_eq!(last(text), expected, "{text:?}");
+        check("sudo: a password is required", "sudo: a password is required");
+        check("one\ntwo\r\n\u{1b}[2Jthree", "one two   [2Jthree");
+        check(&"é".repeat(COMPLAINT + 1), &"é".repeat(COMPLAINT));
+    }
 }

@@ -407,8 +407,17 @@ pub(super) const CONSOLE_TAIL: usize = 4000;
 pub(super) fn with_console(sentence: &str, console: &str) -> String {
     match console.trim() {
         "" => format!("{sentence}; its console is empty"),
-        console => format!("{sentence}; its console's last lines:\n{console}"),
+        console => format!("{sentence}{LAST_LINES}\n{console}"),
     }
+}
+
+/// What a sentence ends in that the console's last lines follow.
+const LAST_LINES: &str = "; its console's last lines:";
+
+/// The sentence that a text of this module or of an error begins with, without what the guest printed.
+pub(crate) fn sentence(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.strip_suffix(LAST_LINES).unwrap_or(line)
 }
 
 /// The disk that an image's overlays are made on.
@@ -456,5 +465,20 @@ pub(super) fn description(
         }],
         network: qemu::Network { host_port: slot.ssh_port(), guest_port: image.ssh_port, outside: image.outside },
         extra_args: image.qemu_args.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sentence_is_told_from_what_the_guest_printed() {
+        let check = |text: &str, expected: &str| assert_eq!(sentence(text), expected, "{text}");
+        check(&with_console("it died", "Linux\npanic\n"), "it died");
+        check(&with_console("it died", " \n"), "it died; its console is empty");
+        check(&format!("start vm: {}", with_console("it died", "panic")), "start vm: it died");
+        check("it died", "it died");
+        check("", "");
     }
 }

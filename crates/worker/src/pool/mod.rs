@@ -37,7 +37,7 @@ pub(crate) use error::VmError;
 use generations::Generations;
 pub(crate) use generations::{Generation, Manifest};
 pub(crate) use hold::{Held, Hold};
-pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped};
+pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence};
 pub(crate) use reboot::Rebooted;
 pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
@@ -193,7 +193,7 @@ impl Pool {
                 pool.machines().let_go(&watched);
                 match status {
                     Status::Died { reason } | Status::Expired { reason } => {
-                        warn!(slot = watched.facts.slot, "{reason}")
+                        warn!(slot = watched.facts.slot, "{}", sentence(&reason))
                     }
                     Status::Up | Status::Stopped => info!(slot = watched.facts.slot, "vm stopped"),
                 }
@@ -297,9 +297,8 @@ impl Claim<'_> {
 
     /// Notes that there will be no machine.
     fn give_up(self, why: &VmError) {
-        let why = why.to_string();
-        let sentence = why.lines().next().unwrap_or_default().to_owned();
-        self.pool.machines().give_up(&self.owner, &self.token, sentence);
+        let why = sentence(&why.to_string()).to_owned();
+        self.pool.machines().give_up(&self.owner, &self.token, why);
     }
 }
 
