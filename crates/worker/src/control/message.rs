@@ -143,7 +143,8 @@ impl fmt::Display for GenerationLine {
             Origin::Configured => return write!(f, "the disk of the configuration"),
             Origin::Damaged { why } => return write!(f, "damaged: {why}"),
             Origin::Saved { at, builder, build, from_image, from, bytes } => {
-                write!(f, "saved {} by {builder}", Utc(*at))?;
+                // A master may name a builder anything, and this is for a terminal.
+                write!(f, "saved {} by {}", Utc(*at), builder.escape_debug())?;
                 if let Some(build) = build {
                     write!(f, " (build {build})")?;
                 }
@@ -209,9 +210,9 @@ mod tests {
             machines,
             origin,
         };
-        let saved = |from_image: &str, build| Origin::Saved {
+        let saved = |builder: &str, from_image: &str, build| Origin::Saved {
             at: 1_795_375_440,
-            builder: "nightly".to_owned(),
+            builder: builder.to_owned(),
             build,
             from_image: from_image.to_owned(),
             from: 2,
@@ -221,12 +222,16 @@ mod tests {
         check(line(false, 0, Origin::Configured), "debian 3: the disk of the configuration");
         check(line(true, 0, Origin::Damaged { why: "no disk".to_owned() }), "debian 3 (current): damaged: no disk");
         check(
-            line(true, 1, saved("debian", Some(17))),
+            line(true, 1, saved("nightly", "debian", Some(17))),
             "debian 3 (current): saved 2026-11-22 19:24 UTC by nightly (build 17) from generation 2, 312 MB, 1 machine",
         );
         check(
-            line(false, 2, saved("plain", None)),
+            line(false, 2, saved("nightly", "plain", None)),
             "debian 3: saved 2026-11-22 19:24 UTC by nightly from plain generation 2, 312 MB, 2 machines",
+        );
+        check(
+            line(false, 0, saved("\u{1b}[2J\nb", "debian", None)),
+            r"debian 3: saved 2026-11-22 19:24 UTC by \u{1b}[2J\nb from generation 2, 312 MB",
         );
     }
 

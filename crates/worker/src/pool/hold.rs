@@ -40,7 +40,7 @@ pub(crate) enum NotReleased {
     #[error("no machine runs in slot {0}")]
     Free(u16),
     /// A builder uses it.
-    #[error("slot {slot} has vm '{}' of builder '{}', whose build runs; stop the build instead", .owner.vm, .owner.builder)]
+    #[error("slot {slot} has vm '{}' of builder '{}', whose build runs; stop the build instead", .owner.vm, .owner.builder.escape_debug())]
     InUse { slot: u16, owner: Owner },
     /// It does not end.
     #[error(transparent)]
