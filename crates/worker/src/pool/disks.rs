@@ -129,7 +129,9 @@ fn read_note(path: &Path) -> anyhow::Result<Note> {
     let mut text = String::new();
     let read = std::fs::File::open(path).and_then(|file| file.take(MAX_NOTE).read_to_string(&mut text));
     read.with_context(|| format!("read {}", path.display()))?;
-    serde_json::from_str(&text).with_context(|| format!("understand {}", path.display()))
+    serde_json::from_str(&text).with_context(|| {
+        format!("understand {}; remove it and the persistent disk beside it to begin anew", path.display())
+    })
 }
 
 /// The largest note that is read, in bytes.

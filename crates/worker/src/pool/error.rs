@@ -24,7 +24,10 @@ pub(crate) enum VmError {
     )]
     PoolFull { census: Census, waited: Duration },
     /// The persistent disk stayed in use.
-    #[error("the persistent disk '{vm}' of image '{image}' stayed in use by another builder for {} s", .waited.as_secs())]
+    #[error(
+        "the persistent disk '{vm}' of image '{image}' stayed in use for {} s, by another builder or by a vm that is kept for a \
+         person; end that with kvm-worker release, or give this vm another name for a disk of its own", .waited.as_secs()
+    )]
     DiskInUse { image: Name, vm: Name, waited: Duration },
     /// It can't be stopped.
     #[error("stop vm '{vm}': {why}")]
