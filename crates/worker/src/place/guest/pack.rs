@@ -7,7 +7,9 @@
 //!
 //! Members come in the order of the guest's directories, and not sorted.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -19,6 +21,7 @@ use tokio_util::io::SyncIoBridge;
 
 use super::output::Output;
 use super::{Guest, script};
+use crate::place::MAX_NAMES;
 use crate::place::archive::{Attributes, Members, archive};
 
 const PACK: &str = include_str!("pack.sh");
@@ -59,6 +62,7 @@ fn changes_alone(exit: &ssh::Exit, said: &str) -> bool {
 fn copy(mut stream: impl Read, members: &mut Members) -> io::Result<()> {
     let mut archive = Archive::new(&mut stream);
     let mut extended = Extended::default();
+    let mut tree = Tree::default();
     for entry in archive.entries()?.raw(true) {
         let mut entry = entry?;
         let header = entry.header().clone();
@@ -69,7 +73,7 @@ fn copy(mut stream: impl Read, members: &mut Members) -> io::Result<()> {
             EntryType::XGlobalHeader => drop(small(&mut entry)?),
             kind => {
                 let extended = std::mem::take(&mut extended);
-                member(kind, &header, &extended, &mut entry, members)?;
+                member(kind, &header, &extended, &mut entry, &mut tree, members)?;
             }
         }
     }
@@ -112,14 +116,19 @@ fn member(
     header: &Header,
     extended: &Extended,
     content: &mut impl Read,
+    tree: &mut Tree,
     members: &mut Members,
 ) -> io::Result<()> {
     let name = extended.name.clone().unwrap_or_else(|| header.path_bytes().into_owned());
-    let name = OsStr::from_bytes(relative(&name));
-    let target = || match &extended.link {
+    let name = relative(&name);
+    let target = match &extended.link {
         Some(target) => target.clone(),
         None => header.link_name_bytes().map(|target| target.into_owned()).unwrap_or_default(),
     };
+    // That of another name is a member's name itself.
+    let target = if kind.is_hard_link() { relative(&target) } else { &target };
+    tree.take(kind, name, target)?;
+    let (name, target) = (OsStr::from_bytes(name), OsStr::from_bytes(target));
     let attributes = Attributes {
         mode: header.mode()?,
         uid: header.uid()?,
@@ -134,13 +143,59 @@ fn member(
         EntryType::Regular | EntryType::Continuous => {
             members.add_file(&attributes, name, header.entry_size()?, content)
         }
-        EntryType::Symlink => members.add_link(kind, &attributes, name, OsStr::from_bytes(&target())),
-        // The target is a member's name.
-        EntryType::Link => members.add_link(kind, &attributes, name, OsStr::from_bytes(relative(&target()))),
+        EntryType::Symlink | EntryType::Link => members.add_link(kind, &attributes, name, target),
         EntryType::Directory | EntryType::Fifo | EntryType::Char | EntryType::Block => {
             members.add_plain(kind, &attributes, name)
         }
         other => Err(bad(&format!("a member has type {:?}", char::from(other.as_byte())))),
+    }
+}
+
+/// The tree that members make up for who unpacks them, where nothing may be put outside: a tar tells the truth, and a guest
+/// may have what it likes in its place.
+#[derive(Default)]
+struct Tree {
+    /// The symbolic links, each by a number that its name gives: there may be many.
+    links: HashSet<u64>,
+    numbers: RandomState,
+}
+
+impl Tree {
+    fn take(&mut self, kind: EntryType, name: &[u8], target: &[u8]) -> io::Result<()> {
+        self.check(name)?;
+        if self.is_link(name) {
+            return Err(bad("a link's name comes again"));
+        }
+        let mut link = kind.is_symlink();
+        if kind.is_hard_link() {
+            self.check(target)?;
+            link = self.is_link(target);
+        }
+        if link {
+            self.links.insert(self.numbers.hash_one(name));
+        }
+        match self.links.len() > MAX_NAMES {
+            true => Err(bad(&format!("it has more than {MAX_NAMES} links"))),
+            false => Ok(()),
+        }
+    }
+
+    /// Refuses a name that leads out of the tree, by itself or through a link. The tree's root has an empty one.
+    fn check(&self, name: &[u8]) -> io::Result<()> {
+        let mut parts = name.split(|byte| *byte == b'/');
+        if !name.is_empty() && parts.any(|part| matches!(part, b"" | b"." | b"..")) {
+            return Err(bad("a name leads out of the directory"));
+        }
+        let slashes = name.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+        let mut above = slashes.map(|(at, _)| &name[..at]);
+        match above.any(|directory| self.is_link(directory)) {
+            true => Err(bad("a name leads through a link")),
+            false => Ok(()),
+        }
+    }
+
+    fn is_link(&self, name: &[u8]) -> bool {
+        self.links.contains(&self.numbers.hash_one(name))
     }
 }
 
@@ -177,4 +232,35 @@ fn long_name(entry: &mut impl Read) -> io::Result<Vec<u8>> {
 
 fn bad(why: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("the guest's tar made a bad archive: {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn members_lie_in_the_tree_whatever_the_guests_tar_says() {
+        use EntryType::{Directory, Link, Regular, Symlink};
+        let check = |members: &[(EntryType, &str, &str)], expected: Option<&str>| {
+            let mut tree = Tree::default();
+            let taken = members
+                .iter()
+                .try_for_each(|(kind, name, target)| tree.take(*kind, relative(name.as_bytes()), target.as_bytes()));
+            let why = taken.err().map(|error| error.to_string());
+            let expected = expected.map(|why| format!("the guest's tar made a bad archive: {why}"));
+            assert_eq!(why, expected, "{members:?}");
+        };
+        let (out, through) = ("a name leads out of the directory", "a name leads through a link");
+        check(&[(Directory, "./", ""), (Directory, "./d/", ""), (Regular, "./d/...", "")], None);
+        check(&[(Symlink, "./d/l", "../../x"), (Regular, "./d/l2", ""), (Link, "h", "d/l"), (Link, "i", "d/l2")], None);
+        check(&[(Regular, "/etc/passwd", "")], Some(out));
+        check(&[(Regular, "./../x", "")], Some(out));
+        check(&[(Directory, "d/..", "")], Some(out));
+        check(&[(Link, "h", "/etc/passwd")], Some(out));
+        check(&[(Link, "h", "../x")], Some(out));
+        check(&[(Symlink, "l", "/etc"), (Regular, "l/passwd", "")], Some(through));
+        check(&[(Symlink, "l", "/etc"), (Link, "h", "l/passwd")], Some(through));
+        check(&[(Symlink, "l", "/etc/passwd"), (Regular, "l", "")], Some("a link's name comes again"));
+        check(&[(Symlink, "l", "/etc"), (Link, "h", "l"), (Regular, "h/passwd", "")], Some(through));
+    }
 }
