@@ -70,7 +70,72 @@ fn a_log_file_is_shown_from_what_was_written_last_too(at: Where) {
     check(at, "echo one >k.log; printf two >>k.log", change, &expected);
 }
 
+fn a_log_file_that_is_followed_begins_where_it_ended_when_it_was_noticed(at: Where) {
+    let stage = Stage::with(at, &[("work/k.log", "old\n")]);
+    let logfile = protocol::command::Logfile { name: "kernel".to_owned(), filename: "k.log".into(), follow: true };
+    let told = told(&stage, "echo new >>k.log; sleep 3; echo newer >>k.log", |shell| shell.logfiles = vec![logfile]);
+    let expected = ["kernel newer\n", "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"];
+    assert_eq!(told, expected);
+}
+
+fn workdirs_and_words_are_any_text(at: Where) {
+    let change = |shell: &mut Shell| {
+        shell.workdir = " -a\nb'é$".into();
+        let words = ["printf", "%s|", " x ", "-n", "$HOME", "it's", "a\\nb", "", "é\ny"];
+        shell.command = program(words, Path::new("")).command;
+    };
+    let mut told = told(&Stage::new(at), "", change);
+    // A line without its newline comes after the rest, or not.
+    told.sort();
+    let lines = ["stdout  x |-n|$HOME|it's|a\\nb||é\n", "stdout y|\n"];
+    assert_eq!(told, ["complete None", "elapsed", "header elapsedTime=T\n", "rc 0", lines[0], lines[1]]);
+}
+
+fn variables_are_set_removed_and_expanded_there(at: Where) {
+    let mut stage = Stage::new(at);
+    stage.environment.extend([("GONE", "1".to_owned()), ("KEPT", "two words".to_owned())]);
+    let told = told(&stage, "echo \"${GONE-gone} $KEPT $NEW $PWD\"", |shell| {
+        use protocol::command::EnvValue::{Removed, Text};
+        shell.env = vec![("GONE".to_owned(), Removed), ("NEW".to_owned(), Text("<${KEPT}>".to_owned()))];
+    });
+    let expected = "stdout gone two words <two words> ROOT/work\n";
+    assert_eq!(told, [expected, "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"]);
+}
+
+/// A shell would lose it.
+fn a_variable_may_have_any_name(at: Where) {
+    let told = told(&Stage::new(at), "", |shell| {
+        shell.command = program(["/usr/bin/printenv", "odd.name"], Path::new("")).command;
+        shell.env = vec![("odd.name".to_owned(), protocol::command::EnvValue::Text("it's".to_owned()))];
+    });
+    assert_eq!(told, ["stdout it's\n", "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"]);
+}
+
+/// In a guest nothing that a command started outlives its kill, also what left its session.
+fn what_left_its_session_is_killed_too(at: Where) {
+    let stage = Stage::new(at);
+    let line = "setsid sh -c 'echo $$ >pid; sleep 1000 & sleep 1000' & while ! [ -s pid ]; do sleep 0.1; done; echo one; echo two; wait";
+    told(&stage, line, |shell| shell.max_lines = Some(1));
+    let pid = stage.read("work/pid").expect("the grandchild's id").trim().parse().expect("a number");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        if let Ok(grandchild) = process::Pidfd::open(pid) {
+            timeout(Duration::from_secs(10), grandchild.exited()).await.expect("the grandchild is killed");
+        }
+    });
+}
+
+#[test]
+fn what_left_its_session_is_killed_in_a_guest() {
+    what_left_its_session_is_killed_too(Where::Guest);
+    what_left_its_session_is_killed_too(Where::Busybox);
+}
+
 everywhere! {
+    a_log_file_that_is_followed_begins_where_it_ended_when_it_was_noticed
+    workdirs_and_words_are_any_text
+    variables_are_set_removed_and_expanded_there
+    a_variable_may_have_any_name
     the_workdir_is_made
     programs_are_looked_up_on_the_path_of_the_step
     the_whole_process_group_is_killed
