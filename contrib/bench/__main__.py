@@ -45,9 +45,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=positive, default=3, help="how often everything is measured (default: 3)")
     parser.add_argument("--small", action="store_true", help="tiny logs and files, to see that it works")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/benchmarks.md")
+    parser.add_argument("--copies", action="store_true", help="nothing but the copies between host and guest")
     options = parser.parse_args()
-    if options.write and options.small:
-        parser.error("the numbers of --small mean nothing: leave --write away")
+    if options.write and (options.small or options.copies):
+        parser.error("--write is for all of the numbers, at their full size: leave --small and --copies away")
     return options
 
 
@@ -77,10 +78,14 @@ def compare(options: argparse.Namespace, paths: Paths) -> None:
     try:
         for number in range(options.rounds):
             print(f"round {number + 1} of {options.rounds}, load {os.getloadavg()[0]:.1f}", flush=True)
-            Round(number, paths, sizes, master, measured).run()
+            measuring = Round(number, paths, sizes, master, measured)
+            if not options.copies:
+                measuring.run()
+            measuring.copy()
     finally:
         master.program.stop()
-    section = "\n\n".join([report.ratios(measured), report.values(measured), conditions(options.rounds, sizes)])
+    tables = [] if options.copies else [report.ratios(measured), report.values(measured)]
+    section = "\n\n".join([*tables, report.copies(measured), conditions(options.rounds, sizes)])
     print(f"\n{section}")
     if options.write:
         write(paths.page, section)
@@ -98,7 +103,8 @@ def conditions(rounds: int, sizes: Sizes) -> str:
     log = sum(len(f"{number}\n") for number in range(1, sizes.lines + 1))
     return (
         f"Medians of {rounds} round{'s' * (rounds > 1)} ({rounds * sizes.steps} steps `true` each);"
-        f" a log of {log / 1e6:.0f} MB in {sizes.lines} lines, files of {sizes.file / 1e6:.0f} MB.\n"
+        f" a log of {log / 1e6:.0f} MB in {sizes.lines} lines, files of {sizes.file / 1e6:.0f} MB;"
+        f" copied: a file of {sizes.copied / 1e6:.0f} MB, {sizes.files} files of 2 kB.\n"
         f"{os.cpu_count()} cores, {memory:.0f} GiB of memory, Linux {platform.release().partition('-')[0]};"
         f" Buildbot {version('buildbot')}, buildbot-worker {version('buildbot-worker')},"
         f" Python {platform.python_version()}."

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 from master import Master, tool
-from plan import Contestant, Paths
+from plan import COPIER, Contestant, Paths
 from problem import Problem
 from program import Program
 
@@ -67,9 +67,51 @@ def start_kvm_worker(contestant: Contestant, paths: Paths, directory: Path, mast
         f"--password-file={password}",
         f"--basedir={directory / 'basedir'}",
     ]
+    return Program(contestant.name, command, directory, plain())
+
+
+#: A guest, as contrib/images/README.md has it.
+CONFIGURATION = """\
+[worker]
+master = "pb://127.0.0.1:{port}"
+name = "{name}"
+password_file = "{directory}/password"
+basedir = "{directory}/basedir"
+
+[pool]
+slots = 1
+state_dir = "{directory}/state"
+ssh_port_base = {ssh_port}
+
+[images.guest]
+disk = "{images}/debian-plain.qcow2"
+format = "qcow2"
+kernel = "{images}/vmlinuz"
+initrd = "{images}/initrd.img"
+append = "console=ttyS0 root=/dev/vda"
+user = "buildbot"
+key = "{images}/id_ed25519"
+"""
+
+
+def start_copier(paths: Paths, master: Master) -> Program:
+    """Start a worker that has a guest."""
+    directory = paths.bench / COPIER.name
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    directory.joinpath("password").write_text(master.password + "\n")
+    configuration = CONFIGURATION.format(
+        port=master.pb, name=COPIER.name, directory=directory, ssh_port=master.ssh_port, images=paths.images
+    )
+    directory.joinpath("worker.toml").write_text(configuration)
+    command = [str(paths.kvm_worker), "run", f"--config={directory / 'worker.toml'}"]
+    return Program(COPIER.name, command, directory, plain())
+
+
+def plain() -> dict[str, str]:
+    """Give the environment of a worker that is configured otherwise."""
     # Variables would be laid over the configuration.
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("KVM_WORKER__")}
-    return Program(contestant.name, command, directory, plain)
+    return {name: value for name, value in os.environ.items() if not name.startswith("KVM_WORKER__")}
 
 
 def builddir(contestant: Contestant, paths: Paths, builder: str) -> Path:

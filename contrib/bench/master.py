@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from events import ANSWER, Events
-from plan import CONTESTANTS, Paths, Sizes
+from plan import CONTESTANTS, COPIER, COPIES, Paths, Sizes
 from problem import Problem
 from program import Program
 
@@ -55,7 +55,9 @@ class Master:
     def __init__(self, paths: Paths, sizes: Sizes) -> None:
         self.password = secrets.token_urlsafe()
         self.uploads = paths.bench / "uploads"
-        www, self.pb, self.msgpack = free_ports(3)
+        #: The port that leads to the guest.
+        self.ssh_port: int
+        www, self.pb, self.msgpack, self.ssh_port = free_ports(4)
         self._url = f"http://127.0.0.1:{www}/api/v2/"
         shutil.rmtree(paths.master, ignore_errors=True)
         self.uploads.mkdir(exist_ok=True)
@@ -64,6 +66,9 @@ class Master:
             **asdict(sizes),
             "file": str(paths.file),
             "uploads": str(self.uploads),
+            "copier": COPIER.name,
+            "copies": COPIES,
+            "key": str(paths.images / "id_ed25519"),
             "contestants": [contestant.name for contestant in CONTESTANTS],
             "password": self.password,
             "www": www,

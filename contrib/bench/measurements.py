@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import filecmp
+import os
+import random
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import ExitStack
+from pathlib import Path
 
 import contestants
 from master import Build, Master
-from plan import CONTESTANTS, Contestant, Paths, Sizes
+from plan import CONTESTANTS, COPIER, COPIES, Contestant, Paths, Sizes
 from problem import Problem
 from program import Program
 
@@ -54,6 +57,19 @@ class Round:
                 stack.callback(workers[contestant].stop)
             self._master.wait_for_workers({each.name: worker for each, worker in workers.items()})
             self._measure(workers)
+
+    def copy(self) -> None:
+        """Measure copies into one guest and out of it, by each way after the other."""
+        with ExitStack() as stack:
+            copier = contestants.start_copier(self._paths, self._master)
+            stack.callback(copier.stop)
+            make_copied(self._paths.copies, self._sizes)
+            self._master.wait_for_workers({COPIER.name: copier})
+            self._master.settle()
+            print(f"  {COPIER.name}: copies", flush=True)
+            build = self._master.build("copies", copier)
+        for (what, direction, way), seconds in zip(COPIES, build.seconds, strict=True):
+            self._into.add(COPIER, f"{what} {direction} {way}", [seconds])
 
     def _measure(self, workers: dict[Contestant, Program]) -> None:
         for contestant, worker in workers.items():
@@ -108,3 +124,13 @@ class Round:
     def _build(self, task: str, contestant: Contestant, worker: Program) -> Build:
         print(f"  {contestant.name}: {task}", flush=True)
         return self._master.build(f"{task}-{contestant.name}", worker)
+
+
+def make_copied(directory: Path, sizes: Sizes) -> None:
+    """Make what is copied: a file of bytes that nothing can make shorter, and a tree of small files of them."""
+    directory.mkdir(parents=True)
+    directory.joinpath("file").write_bytes(os.urandom(sizes.copied))
+    for number in range(sizes.files):
+        file = directory / "tree" / str(number // 100) / str(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(os.urandom(random.randint(0, 4000)))

@@ -35,10 +35,23 @@ class Sizes:
     file: int
     #: The steps that run `true`.
     steps: int
+    #: The bytes of the file that goes into a guest and out of it.
+    copied: int
+    #: The files of the tree that does so, of 2 kB each on average.
+    files: int
 
 
-FULL = Sizes(lines=3_000_000, file=100_000_000, steps=20)
-SMALL = Sizes(lines=3_000, file=1_000_000, steps=3)
+FULL = Sizes(lines=3_000_000, file=100_000_000, steps=20, copied=50_000_000, files=2_000)
+SMALL = Sizes(lines=3_000, file=1_000_000, steps=3, copied=1_000_000, files=200)
+
+#: What is copied between host and guest, in which direction, and by whom: the order of the steps that do it.
+WHATS = ("file", "tree")
+DIRECTIONS = ("in", "out")
+WAYS = ("vm_copy", "scp", "tar")
+COPIES = tuple((what, direction, way) for what in WHATS for direction in DIRECTIONS for way in WAYS)
+
+#: The worker that has a guest.
+COPIER = Contestant("kvm-worker", "guest")
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,16 @@ class Paths:
     def file(self) -> Path:
         """The file that goes up and down."""
         return self.bench / "file"
+
+    @property
+    def copies(self) -> Path:
+        """What is copied into guests and out of them: the copier's builder's directory."""
+        return self.bench / COPIER.name / "basedir" / "copies" / "build"
+
+    @property
+    def images(self) -> Path:
+        """The guests that scripts/setup makes."""
+        return self.cache / "images"
 
     @property
     def configuration(self) -> Path:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from measurements import Measurements
-from plan import PROGRAMS, PROTOCOLS, Contestant
+from plan import COPIER, DIRECTIONS, PROGRAMS, PROTOCOLS, WAYS, WHATS, Contestant
 
 BEGIN = "<!-- measured: contrib/bench/run --write puts what it measured between these two lines -->"
 END = "<!-- measured: end -->"
@@ -82,6 +82,26 @@ def values(measured: Measurements) -> str:
 def value(row: Row, measured: Measurements, contestant: Contestant) -> str:
     found = row.value(measured, contestant)
     return NOT_APPLICABLE if found is None else row.shown(found)
+
+
+#: What the ways to copy are called.
+WAY_TITLES = {"vm_copy": "`vm_copy`", "scp": "`scp -rp`", "tar": "`tar`, `ssh`"}
+WHAT_TITLES = {"file": "one large file", "tree": "many small files"}
+
+
+def copies(measured: Measurements) -> str:
+    """Give how long copies between host and guest take, and what vm_copy takes of what OpenSSH's programs take."""
+    theirs = WAYS[1:]
+    head = ["copies", *(WAY_TITLES[way] for way in WAYS), *(f"of {WAY_TITLES[way]}" for way in theirs)]
+    rows = [head]
+    for what in WHATS:
+        for direction in DIRECTIONS:
+            took = {way: measured.median(COPIER, f"{what} {direction} {way}") for way in WAYS}
+            shown = [NOT_APPLICABLE if value is None else seconds(value) for value in took.values()]
+            ours = took["vm_copy"]
+            shares = [f"{ours / took[way]:.2f}" if ours and took[way] else NOT_APPLICABLE for way in theirs]
+            rows.append([f"{WHAT_TITLES[what]}, {direction}", *shown, *shares])
+    return table(rows)
 
 
 def table(rows: list[list[str]]) -> str:
