@@ -7,6 +7,10 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use ureq::Agent;
 
+/// How long an answer to a question may take, on a loaded machine. A 4.3.0 master writes answers from another thread than
+/// that of its sockets, which do not expect it: of ten thousand, one stays where it is until the connection is closed.
+const ANSWER: Duration = Duration::from_secs(20);
+
 /// A client of one master. Source: Buildbot 4.3.0, "REST API v2" and its JSON-RPC.
 #[derive(Debug)]
 pub(crate) struct Rest {
@@ -29,7 +33,7 @@ impl Rest {
     /// What a path has under a key.
     pub(crate) fn get<T: DeserializeOwned>(&self, path: &str, key: &str) -> Result<T> {
         let url = format!("{}/{path}", self.base);
-        // On a loaded machine a master was seen to close one connection of thousands unanswered. Asking changes nothing.
+        // Asking changes nothing, so it may be done again.
         let mut body = self.get_once(&url).or_else(|error| {
             eprintln!("asking again: {error:#}");
             self.get_once(&url)
@@ -38,7 +42,8 @@ impl Rest {
     }
 
     fn get_once(&self, url: &str) -> Result<Value> {
-        let mut answer = self.agent.get(url).call().with_context(|| format!("get {url}"))?;
+        let question = self.agent.get(url).config().timeout_global(Some(ANSWER)).build();
+        let mut answer = question.call().with_context(|| format!("get {url}"))?;
         answer.body_mut().with_config().limit(64 << 20).read_json().with_context(|| format!("read {url}"))
     }
 
