@@ -70,7 +70,7 @@ class Guests:
             "disk": str(self.images / "debian-build.qcow2"),
             "kernel": str(self.images / "vmlinuz"),
             "initrd": str(self.images / "initrd.img"),
-            "append": "root=/dev/vda console=ttyS0",
+            "append": "root=/dev/vda console=ttyS0 no_timer_check",
             "memory_mib": 384,
             "user": "buildbot",
             "key": str(self.images / "id_ed25519"),

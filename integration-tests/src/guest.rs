@@ -30,7 +30,7 @@ impl Guest {
             .with("format", "qcow2")
             .with("kernel", path("vmlinuz")?)
             .with("initrd", path("initrd.img")?)
-            .with("append", "root=/dev/vda console=ttyS0")
+            .with("append", "root=/dev/vda console=ttyS0 no_timer_check")
             .with("cpus", 1)
             .with("memory_mib", 384)
             .with("user", "buildbot")
