@@ -34,7 +34,10 @@ fn fails_to_start(guest: Guest, says: &[&str]) -> Result<Build> {
 
 #[test]
 fn guest_that_never_answers_shows_its_console() -> Result<()> {
-    let build = fails_to_start(silent_guest()?.with("boot_timeout", 12), &["12", "initrd: mounting /dev/vda"])?;
+    let build = fails_to_start(
+        silent_guest()?.with("boot_timeout", 12),
+        &["guest not ready after 12", "tries; the last one: ", "initrd: mounting /dev/vda"],
+    )?;
     contains_all(&build.step("start-vm")?.state_string, &["plain"])
 }
 

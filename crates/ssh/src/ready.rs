@@ -30,15 +30,23 @@ pub struct Readiness {
     /// The command line that must succeed: an ssh server that answers during boot may be stopped again, or the guest
     /// may need longer than its server.
     pub command: String,
+    /// How long it may take before it is asked anew, over another connection.
+    pub command_timeout: Duration,
     /// How long the guest may refuse the key before that counts as its last word: during boot it may not have its
     /// users' directories yet, or let nobody in (systemd's `/run/nologin`).
     pub refusal_grace: Duration,
 }
 
 impl Readiness {
-    /// Asks for `exit 0`, which every shell knows, to succeed within `timeout`, and puts up with refusals for 20 s.
+    /// Asks for `exit 0`, which every shell knows, to succeed within `timeout`, 30 s at a time, and puts up with refusals
+    /// for 20 s.
     pub fn within(timeout: Duration) -> Self {
-        Self { timeout, command: "exit 0".to_owned(), refusal_grace: Duration::from_secs(20) }
+        Self {
+            timeout,
+            command: "exit 0".to_owned(),
+            command_timeout: Duration::from_secs(30),
+            refusal_grace: Duration::from_secs(20),
+        }
     }
 }
 
@@ -96,9 +104,11 @@ impl Boot {
         let mut pause = PAUSE;
         loop {
             match self.session(target, timing).await {
-                Ok(session) => match asked(&session, readiness).await {
-                    Ok(()) => return Ok(session),
-                    Err(why) => self.failed(why),
+                Ok(session) => match timeout(readiness.command_timeout, asked(&session, readiness)).await {
+                    Ok(Ok(())) => return Ok(session),
+                    Ok(Err(why)) => self.failed(why),
+                    // Over a new connection it may not get stuck.
+                    Err(_) => self.failed(format!("readiness command {:?} did not end", readiness.command)),
                 },
                 Err(error) if self.is_final(&error, readiness) => return Err(error),
                 Err(error) => self.failed(error.to_string()),

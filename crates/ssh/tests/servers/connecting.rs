@@ -216,6 +216,16 @@ async fn the_readiness_command_must_succeed() {
 }
 
 #[tokio::test]
+async fn a_readiness_command_that_is_stuck_is_asked_anew() {
+    let server = Server::start(Kind::OpenSsh);
+    // Stuck the first time.
+    let command = format!("mkdir {} || exit 0; exec sleep 1000", server.path("flag").display());
+    let readiness = Readiness { command, command_timeout: Duration::from_secs(2), ..Readiness::within(SOON) };
+    let ready = wait_until_ready(&server.target(), &Timing::default(), &readiness).await.expect("ready");
+    assert_eq!(ready.tries, 2);
+}
+
+#[tokio::test]
 async fn what_waiting_cannot_change_ends_the_wait() {
     let server = Server::start(Kind::OpenSsh);
     let wrong_host = Target { host_key: HostKeyPolicy::Pinned(server.host_key("ecdsa")), ..server.target() };

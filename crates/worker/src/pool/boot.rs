@@ -10,7 +10,7 @@ use ssh::{ConnectError, HostKeyPolicy, NotReady};
 use tokio::time::Instant;
 
 use super::generations::{Generations, Ground};
-use super::machine::{CONSOLE_TAIL, Facts, Login, Machine, description, with_console};
+use super::machine::{CONSOLE_TAIL, Facts, LAST_WORD, Login, Machine, description, with_console};
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -58,7 +58,7 @@ impl Pool {
             }
             Ok::<_, Unanswered>(login)
         };
-        let login = match vm.boot(answer, timeout).await {
+        let login = match vm.boot(answer, timeout + LAST_WORD).await {
             Ok(login) => login,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();

@@ -400,6 +400,10 @@ async fn power_off(session: Session, command: String) -> Result<(), String> {
     Ok(())
 }
 
+/// How much later than the guest's own time to answer its boot as a whole is given up: what says that it did not answer
+/// also says what the last try came to.
+pub(super) const LAST_WORD: Duration = Duration::from_secs(5);
+
 /// How much of the console is shown for a machine that failed, in bytes.
 pub(super) const CONSOLE_TAIL: usize = 4000;
 

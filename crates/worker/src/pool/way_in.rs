@@ -9,7 +9,7 @@ use qemu::BootError;
 use ssh::HostKeyPolicy;
 use tracing::warn;
 
-use super::machine::{Login, Machine, Status};
+use super::machine::{LAST_WORD, Login, Machine, Status};
 use super::{VmError, greeting};
 
 impl Machine {
@@ -65,7 +65,7 @@ impl Machine {
             }
             anyhow::Ok(Arc::new(login))
         };
-        let login = self.vm.boot(answer, within).await.map_err(|error| match error {
+        let login = self.vm.boot(answer, within + LAST_WORD).await.map_err(|error| match error {
             BootError::Probe(error) => error,
             error => anyhow!("{error}"),
         })?;
