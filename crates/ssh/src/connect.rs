@@ -7,19 +7,27 @@ use std::time::Duration;
 
 use russh::client::{self, DisconnectReason, Handle};
 use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{MethodSet, Preferred, cipher, compression, kex};
+use russh::{MethodSet, Preferred, cipher, compression, kex, mac};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::session::State;
-use crate::{ConnectError, HostKey, HostKeyPolicy, Target, Timing};
+use crate::{ConnectError, HostKey, HostKeyPolicy, Processor, Target, Timing};
 
 /// How much one channel may receive before the guest must wait for us, in bytes.
 const WINDOW: u32 = 4 << 20;
 
 /// The largest packet we take, in bytes; OpenSSH sends at most 32 KiB at a time.
 const PACKET: u32 = 65_535;
+
+/// The fastest first.
+const REAL_CIPHERS: [cipher::Name; 5] =
+    [cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305, cipher::AES_128_CTR, cipher::AES_256_CTR];
+
+/// The fastest first, at the end of a processor that is emulated.
+const EMULATED_CIPHERS: [cipher::Name; 5] =
+    [cipher::AES_128_CTR, cipher::CHACHA20_POLY1305, cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::AES_256_CTR];
 
 /// What a try came to.
 pub(crate) struct Connected {
@@ -162,7 +170,7 @@ fn config(target: &Target, timing: &Timing) -> client::Config {
         window_size: WINDOW,
         maximum_packet_size: PACKET,
         channel_buffer_size: 64,
-        preferred: preferred(&target.host_key),
+        preferred: preferred(&target.host_key, target.processor),
         keepalive_interval: Some(timing.keepalive),
         keepalive_max: timing.keepalive_tries.max(1) as usize,
         nodelay: true,
@@ -170,7 +178,7 @@ fn config(target: &Target, timing: &Timing) -> client::Config {
     }
 }
 
-fn preferred(host_key: &HostKeyPolicy) -> Preferred {
+fn preferred(host_key: &HostKeyPolicy, processor: Processor) -> Preferred {
     let mut keys = Preferred::DEFAULT.key.to_vec();
     if let HostKeyPolicy::Pinned(pinned) = host_key {
         // A server with several host keys presents the kind that we name first.
@@ -192,13 +200,12 @@ fn preferred(host_key: &HostKeyPolicy) -> Preferred {
             kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
         ]),
         key: Cow::Owned(keys),
-        cipher: Cow::Borrowed(&[
-            cipher::AES_128_GCM,
-            cipher::AES_256_GCM,
-            cipher::CHACHA20_POLY1305,
-            cipher::AES_128_CTR,
-            cipher::AES_256_CTR,
-        ]),
+        cipher: Cow::Borrowed(match processor {
+            Processor::Real => &REAL_CIPHERS,
+            Processor::Emulated => &EMULATED_CIPHERS,
+        }),
+        // Only the ciphers without a check of their own need one.
+        mac: Cow::Borrowed(&[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM, mac::HMAC_SHA256, mac::HMAC_SHA512]),
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }

@@ -39,4 +39,4 @@ pub use session::Session;
 pub use shell::{Shell, Unquotable};
 pub use signal::{Signal, Signalled, UnknownSignal};
 pub use stdin::{Stdin, StdinClosed};
-pub use target::{Target, Timing};
+pub use target::{Processor, Target, Timing};

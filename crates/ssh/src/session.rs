@@ -14,7 +14,7 @@ use tokio::time::timeout;
 use crate::channel::Channels;
 use crate::connect::{self, Client, Connected};
 use crate::copy::{self, Copied, CopyError, CopyOptions};
-use crate::{ConnectError, Dialect, Exec, ExecError, HostKey, Lost, Process, Target, Timing, process};
+use crate::{ConnectError, Dialect, Exec, ExecError, HostKey, Lost, Process, Processor, Target, Timing, process};
 
 /// How long [`Session::close`] waits for the connection to end politely.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub state: watch::Sender<State>,
     target: String,
     host_key: HostKey,
+    processor: Processor,
 }
 
 /// What everybody on a connection must know of it.
@@ -78,6 +79,7 @@ impl Session {
             dialect: target.dialect.clone(),
             state,
             target: target.to_string(),
+            processor: target.processor,
             host_key,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -91,6 +93,11 @@ impl Session {
     /// Returns how the guest is spoken to.
     pub fn dialect(&self) -> &Dialect {
         &self.shared.dialect
+    }
+
+    /// What the guest was said to have for a processor.
+    pub fn processor(&self) -> Processor {
+        self.shared.processor
     }
 
     /// Starts a command. Returns when the guest's shell has entered the working directory and reported the process.

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ssh::{
-    ConnectError, Exec, HostKeyPolicy, Identity, IdentityError, NotReady, Readiness, Session, Target, Timing,
-    wait_until_ready,
+    ConnectError, Exec, HostKeyPolicy, Identity, IdentityError, NotReady, Processor, Readiness, Session, Target,
+    Timing, wait_until_ready,
 };
 use tokio::io::{AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
@@ -287,4 +287,19 @@ async fn a_session_ends_when_closed_or_when_its_last_handle_is_dropped() {
     assert!(!session.is_lost());
     drop(session);
     server.ended().await;
+}
+
+#[tokio::test]
+async fn the_cipher_suits_the_guests_processor() {
+    let server = Server::with(Kind::OpenSsh, "LogLevel DEBUG1");
+    for (processor, cipher) in [
+        (Processor::Real, "aes128-gcm@openssh.com MAC: <implicit>"),
+        (Processor::Emulated, "aes128-ctr MAC: hmac-sha2-256-etm@openssh.com"),
+    ] {
+        let target = Target { processor, ..server.target() };
+        let session = Session::connect(&target, &Timing::default()).await.expect("a session");
+        assert_eq!(session.processor(), processor);
+        let chosen = format!("kex: server->client cipher: {cipher}");
+        assert!(server.log().contains(&chosen), "{chosen} is not in\n{}", server.log());
+    }
 }

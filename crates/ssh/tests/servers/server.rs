@@ -15,7 +15,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use ssh::{Dialect, HostKey, HostKeyPolicy, Identity, Session, Target, Timing};
+use ssh::{Dialect, HostKey, HostKeyPolicy, Identity, Processor, Session, Target, Timing};
 use tempfile::TempDir;
 
 /// Which server, and what it finds along its `PATH`.
@@ -43,7 +43,7 @@ impl Server {
         Self::with(kind, "")
     }
 
-    /// Starts a server with further lines for `sshd_config`.
+    /// Starts a server with further lines for `sshd_config`, which go before the others: of a setting the first counts.
     pub fn with(kind: Kind, config: &str) -> Self {
         let dir = tempfile::tempdir().expect("make a directory");
         for (name, algorithm) in [("host_ed25519", "ed25519"), ("host_ecdsa", "ecdsa"), ("user", "ed25519")] {
@@ -98,6 +98,7 @@ impl Server {
             identity: Identity::load(&self.path("user")).expect("a private key"),
             host_key: HostKeyPolicy::Pinned(self.host_key("ed25519")),
             dialect: Dialect::LINUX,
+            processor: Processor::Real,
         }
     }
 
@@ -189,8 +190,8 @@ fn openssh(dir: &Path, config: &str) -> Arc<dyn Fn() -> Command + Send + Sync> {
     let file = dir.join("sshd_config");
     let here = dir.display();
     let text = format!(
-        "HostKey {here}/host_ed25519\nHostKey {here}/host_ecdsa\nAuthorizedKeysFile {here}/user.pub\nStrictModes no\n\
-         UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nLogLevel VERBOSE\n{config}\n"
+        "{config}\nHostKey {here}/host_ed25519\nHostKey {here}/host_ecdsa\nAuthorizedKeysFile {here}/user.pub\nStrictModes no\n\
+         UsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\nPermitRootLogin prohibit-password\nLogLevel VERBOSE\n"
     );
     fs::write(&file, text).expect("write sshd_config");
     Arc::new(move || {

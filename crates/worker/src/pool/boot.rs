@@ -155,6 +155,10 @@ impl Pool {
             identity: ssh::Identity::load(&image.key).map_err(anyhow::Error::from)?,
             host_key,
             dialect: image.profile.dialect.clone(),
+            processor: match self.0.hypervisor.as_ref().map(|hypervisor| hypervisor.accelerator) {
+                Some(qemu::Accelerator::Tcg) => ssh::Processor::Emulated,
+                Some(qemu::Accelerator::Kvm) | None => ssh::Processor::Real,
+            },
         };
         let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &ssh::Readiness::within(timeout)).await;
         let session = ready.map_err(|error| match (&error, &image.host_key) {

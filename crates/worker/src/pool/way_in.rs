@@ -56,6 +56,7 @@ impl Machine {
                 identity: ssh::Identity::load(&self.image.key)?,
                 host_key: HostKeyPolicy::Pinned(self.login().session.host_key().clone()),
                 dialect: self.image.profile.dialect.clone(),
+                processor: self.login().session.processor(),
             };
             let readiness = ssh::Readiness::within(within);
             let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &readiness).await?;
