@@ -462,13 +462,12 @@ async fn next_question(control: &mut Option<control::Server>) -> Question {
 }
 
 async fn run_in_guest(
-    context: Context,
+    mut context: Context,
     mut command: Command,
     machine: Arc<Machine>,
     console_log: Option<String>,
     reporter: Reporter,
 ) {
-    let Some((mut context, login, reporter)) = commands::vm::enter(context, &machine, reporter).await else { return };
     let basedir = context.basedir.clone();
     let mut builder_dirs = BTreeSet::new();
     command.map_paths(|path| {
@@ -479,16 +478,18 @@ async fn run_in_guest(
     // Where commands run that name no directory, such as the `rm` of `rmdir`.
     context.builder_dir = guest_path(&context.builder_dir, &basedir, &machine.image.guest_basedir);
     context.basedir = machine.image.guest_basedir.clone();
-    let console = console_log.map(|name| reporter.log_writer(name));
-    let guest: Arc<dyn Place> = Arc::new(Guest::new(login, machine.fate()));
-    let fate = machine.fate();
-    let work = async {
+    let entering = async {
+        let guest = Guest::new(machine.way_in().await?, machine.fate());
         for directory in builder_dirs.iter().filter(|directory| machine.is_first_use(directory)) {
             // On the host it is always there. If it can't be made, the command finds out.
             let _ = guest.make_directory(&machine.image.guest_basedir.join(directory)).await;
         }
-        commands::run_until(context, command, guest, fate.expired(), reporter).await;
+        Ok(guest)
     };
+    let Some((context, guest, reporter)) = commands::vm::enter(context, entering, reporter).await else { return };
+    let console = console_log.map(|name| reporter.log_writer(name));
+    let fate = machine.fate();
+    let work = commands::run_until(context, command, Arc::new(guest), fate.expired(), reporter);
     match console {
         Some(log) => commands::vm::beside(work, &machine, log).await,
         None => work.await,

@@ -117,7 +117,8 @@ impl Stage {
     }
 }
 
-async fn listen(
+/// Plays the master until the line is gone; returns what it was told.
+pub(super) async fn listen(
     mut calls: mpsc::Receiver<Outgoing>,
     mut reply: impl FnMut(&Call) -> Reply,
     interrupter: Interrupter,

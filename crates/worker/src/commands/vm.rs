@@ -5,7 +5,7 @@
 
 use std::convert::Infallible;
 use std::path::{Component, Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 use std::time::Duration;
 
 use protocol::command::{Direction, Disposal, Name, VmCopy, VmInfo, VmReboot, VmStart, VmStop};
@@ -16,9 +16,7 @@ use tokio::time::Instant;
 use super::console::Console;
 use super::{Context, Failure, conclude};
 use crate::output::Reporter;
-use crate::pool::{
-    Held, Hold, Login, Machine, Order, Owner, Pool, Progress, Rebooted, Saved, Stopped, VmError, sentence,
-};
+use crate::pool::{Held, Hold, Machine, Order, Owner, Pool, Progress, Rebooted, Saved, Stopped, VmError, sentence};
 
 /// The exit status of a VM command that was refused or failed.
 const FAILED: i32 = 1;
@@ -63,18 +61,18 @@ pub(crate) async fn refuse(context: Context, error: VmError, reporter: Reporter)
     conclude(&context, reporter, started, outcome).await;
 }
 
-/// Finds the way into a machine's guest for a command, which ends here if there is none.
-pub(crate) async fn enter(
+/// Waits until a command can begin in its VM. If it can't, or is stopped before, it ends here.
+pub(crate) async fn enter<T>(
     context: Context,
-    machine: &Arc<Machine>,
+    entering: impl Future<Output = Result<T, VmError>>,
     reporter: Reporter,
-) -> Option<(Context, Arc<Login>, Reporter)> {
+) -> Option<(Context, T, Reporter)> {
     let started = Instant::now();
     let entered = context
         .until_abandoned(async {
             tokio::select! {
                 biased;
-                entered = machine.way_in() => entered.map_err(Some),
+                entered = entering => entered.map_err(Some),
                 why = context.interrupt.requested() => {
                     reporter.header(format!("command interrupted: {why}\n")).await;
                     reporter.update(Update::Rc(KILLED)).await;
@@ -84,7 +82,7 @@ pub(crate) async fn enter(
         })
         .await;
     match entered {
-        Some(Ok(login)) => return Some((context, login, reporter)),
+        Some(Ok(entered)) => return Some((context, entered, reporter)),
         Some(Err(Some(error))) => refuse(context, error, reporter).await,
         Some(Err(None)) => conclude(&context, reporter, started, Some(Ok(()))).await,
         None => conclude(&context, reporter, started, None).await,
@@ -509,7 +507,33 @@ fn amount(files: u64, bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use protocol::{CommandId, Settings};
+
+    use super::super::Interrupt;
+    use super::super::fake_master::{Reply, lines, listen};
     use super::*;
+    use crate::master::MasterLink;
+
+    #[tokio::test]
+    async fn a_command_that_waits_for_its_vm_is_interrupted_there() {
+        let (link, calls) = MasterLink::new();
+        let (interrupter, interrupt) = Interrupt::new();
+        let root = PathBuf::from("/");
+        let context = Context {
+            command_id: CommandId("7".to_owned()),
+            link: link.clone(),
+            basedir: root.clone(),
+            builder_dir: root.clone(),
+            interrupt,
+        };
+        let reporter = Reporter::new(context.command_id.clone(), link, &Settings::default());
+        interrupter.interrupt("enough");
+        let entering = enter(context, std::future::pending::<Result<(), VmError>>(), reporter);
+        let (entered, told) = tokio::join!(entering, listen(calls, |_| Reply::nil(), interrupter));
+        assert!(entered.is_none());
+        let told: Vec<_> = told.iter().flat_map(|call| lines(call, &root)).collect();
+        assert_eq!(told, ["header command interrupted: enough\n", "rc -1", "complete None"]);
+    }
 
     #[test]
     fn a_copy_stays_in_the_workers_directory() {
