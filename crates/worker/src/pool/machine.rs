@@ -95,6 +95,9 @@ pub(crate) struct Login {
     pub basedir: PathBuf,
 }
 
+/// How long it may take until the end of a QEMU is seen.
+const UNSEEN: Duration = Duration::from_secs(2);
+
 /// Tells when a machine is not there any more.
 #[derive(Debug, Clone)]
 pub(crate) struct Fate {
@@ -121,6 +124,17 @@ impl Fate {
         match ended {
             Ok(Status::Died { reason } | Status::Expired { reason }) => reason,
             _ => format!("vm '{}' was stopped", self.vm),
+        }
+    }
+
+    /// Why it is not there, for what failed in it; nothing if it is still there. Its end is seen a moment later than felt.
+    pub(crate) async fn explanation(&self) -> Option<VmError> {
+        let mut status = self.status.clone();
+        let ended = async { status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone()) };
+        match tokio::time::timeout(UNSEEN, ended).await {
+            Ok(Ok(Status::Expired { reason })) => Some(VmError::Expired { reason }),
+            Ok(_) => Some(VmError::Lost { reason: self.gone().await }),
+            Err(_) => None,
         }
     }
 
@@ -475,6 +489,21 @@ pub(super) fn description(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_failed_in_a_machine_is_explained_by_its_end() {
+        let check = async |ends: Status, expected: Option<(&str, &str)>| {
+            let status = watch::Sender::new(Status::Up);
+            let fate = Fate::by(Name::default_vm(), status.subscribe());
+            let (explanation, _) = tokio::join!(fate.explanation(), async { status.send_replace(ends) });
+            let explanation = explanation.map(|error| (error.reason(), error.to_string()));
+            assert_eq!(explanation, expected.map(|(reason, text)| (reason, text.to_owned())));
+        };
+        check(Status::Up, None).await;
+        check(Status::Stopped, Some(("vm_lost", "vm 'default' was stopped"))).await;
+        check(Status::Died { reason: "it died".to_owned() }, Some(("vm_lost", "it died"))).await;
+        check(Status::Expired { reason: "it is over".to_owned() }, Some(("vm_expired", "it is over"))).await;
+    }
 
     #[test]
     fn a_sentence_is_told_from_what_the_guest_printed() {

@@ -40,10 +40,12 @@ impl Pool {
             machine.log_in_again(timeout).await
         };
         let rebooted = tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()));
-        rebooted.map_err(|error| {
-            let console = machine.vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-            VmError::RebootFailed { vm: owner.vm.clone(), why: with_console(&format!("{error:#}"), &console) }
-        })?;
+        if let Err(error) = rebooted {
+            return Err(machine.fate().explanation().await.unwrap_or_else(|| {
+                let console = machine.vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
+                VmError::RebootFailed { vm: owner.vm.clone(), why: with_console(&format!("{error:#}"), &console) }
+            }));
+        }
         let took = asked.elapsed();
         info!(slot = machine.facts.slot, seconds = took.as_secs_f32(), "vm rebooted");
         Ok(Rebooted { machine, took })

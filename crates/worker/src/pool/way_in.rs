@@ -9,7 +9,7 @@ use qemu::BootError;
 use ssh::HostKeyPolicy;
 use tracing::warn;
 
-use super::machine::{LAST_WORD, Login, Machine, Status};
+use super::machine::{LAST_WORD, Login, Machine};
 use super::{VmError, greeting};
 
 impl Machine {
@@ -36,13 +36,11 @@ impl Machine {
         };
         match entered {
             Ok(login) => Ok(login),
-            // Its end explains more.
-            Err(_) if self.status() != Status::Up => Err(VmError::Lost { reason: self.fate().gone().await }),
-            Err(error) => {
+            Err(error) => Err(self.fate().explanation().await.unwrap_or_else(|| {
                 let vm = &self.facts.owner.vm;
                 let reason = format!("the ssh session with vm '{vm}' was lost, and there is no other: {error:#}");
-                Err(VmError::Lost { reason })
-            }
+                VmError::Lost { reason }
+            })),
         }
     }
 

@@ -18,7 +18,6 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
 use protocol::command::Compression;
@@ -26,9 +25,6 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Place, Process, Program, SpawnError};
 use crate::pool::{Fate, Login};
-
-/// How long a lost session waits to hear that it was QEMU that ended.
-const CAUSE: Duration = Duration::from_secs(2);
 
 /// The guest of a machine. Paths are the guest's own.
 #[derive(Debug, Clone)]
@@ -75,9 +71,10 @@ fn script<'a>(body: &'a str, arguments: impl IntoIterator<Item = &'a OsStr>) -> 
 
 /// Why a session was lost: most often because its QEMU ended, which is seen a moment later.
 pub(crate) async fn cause(fate: &Fate, lost: &ssh::Lost) -> String {
-    tokio::time::timeout(CAUSE, fate.gone())
-        .await
-        .unwrap_or_else(|_| format!("the ssh session with vm '{}' was lost: {lost}", fate.vm()))
+    match fate.explanation().await {
+        Some(end) => end.to_string(),
+        None => format!("the ssh session with vm '{}' was lost: {lost}", fate.vm()),
+    }
 }
 
 #[async_trait]
