@@ -98,10 +98,13 @@ def copies(measured: Measurements) -> str:
         for direction in DIRECTIONS:
             took = {way: measured.median(COPIER, f"{what} {direction} {way}") for way in WAYS}
             shown = [NOT_APPLICABLE if value is None else seconds(value) for value in took.values()]
-            ours = took["vm_copy"]
-            shares = [f"{ours / took[way]:.2f}" if ours and took[way] else NOT_APPLICABLE for way in theirs]
+            shares = [share(took["vm_copy"], took[way]) for way in theirs]
             rows.append([f"{WHAT_TITLES[what]}, {direction}", *shown, *shares])
     return table(rows)
+
+
+def share(ours: float | None, theirs: float | None) -> str:
+    return f"{ours / theirs:.2f}" if ours and theirs else NOT_APPLICABLE
 
 
 def table(rows: list[list[str]]) -> str:
