@@ -446,6 +446,24 @@ fn patterns_match_as_in_python(at: Where) {
     });
 }
 
+/// Half a file must never pass for a whole one.
+#[test]
+fn a_read_that_fails_in_the_middle_is_an_error_in_a_guest() {
+    let tools = tempfile::tempdir().expect("a directory");
+    let cat = tools.path().join("cat");
+    fs::write(&cat, "#!/bin/sh\nprintf half\necho 'cat: f: Input/output error' >&2\nexit 1\n").expect("a tool");
+    fs::set_permissions(&cat, fs::Permissions::from_mode(0o755)).expect("a mode");
+    let path = format!("{}:{}", tools.path().display(), std::env::var("PATH").expect("a PATH"));
+    let directory = tempfile::tempdir().expect("a directory");
+    at_place_of(Where::Guest, &directory, &path, async |place, root| {
+        fs::write(root.join("f"), "half and half").expect("a file");
+        let mut content = Vec::new();
+        let mut reader = place.read(&root.join("f"), 0).await.expect("it opens");
+        let error = reader.read_to_end(&mut content).await.expect_err("it breaks off");
+        assert_eq!((content.as_slice(), error.raw_os_error()), (&b"half"[..], Some(libc::EIO)));
+    });
+}
+
 everywhere! {
     refusal_is_the_systems
     names_are_bytes_of_any_kind

@@ -13,7 +13,9 @@ fail() {
 directly() {
     [ ! -d "$path" ] || fail 'Is a directory'
     # Nobody may ever read from it.
-    [ ! -p "$path" ] && [ ! -S "$path" ] || fail 'No such device or address'
+    if [ -p "$path" ] || [ -S "$path" ]; then
+        fail 'No such device or address'
+    fi
     # Nothing that is new must be readable for a moment. dd says why it can't open a file, some shells do not.
     [ -z "$mode" ] || umask 177
     why=$(dd if=/dev/null of="$path" 2>&1) || {
