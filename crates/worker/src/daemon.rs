@@ -480,9 +480,10 @@ async fn run_in_guest(
     context.basedir = machine.image.guest_basedir.clone();
     let entering = async {
         let guest = Guest::new(machine.way_in().await?, machine.fate());
-        for directory in builder_dirs.iter().filter(|directory| machine.is_first_use(directory)) {
+        for directory in builder_dirs.iter().filter(|directory| !machine.has_made(directory)) {
             // On the host it is always there. If it can't be made, the command finds out.
             let _ = guest.make_directory(&machine.image.guest_basedir.join(directory)).await;
+            machine.note_made(directory);
         }
         Ok(guest)
     };

@@ -12,6 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::generations::{FIRST, Generations, Ground};
 use super::identity::DiskIdentity;
+use super::state_dir::write_whole;
 
 /// The disks that persist, below one directory.
 #[derive(Debug)]
@@ -90,7 +91,7 @@ impl DiskLock {
         std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
         // The note first: an overlay without one could not be trusted.
         let text = Note { base: DiskIdentity::of(&ground.base.file)?, generation: ground.number };
-        std::fs::write(&note, serde_json::to_vec(&text)?).with_context(|| format!("write {}", note.display()))?;
+        write_whole(&note, serde_json::to_vec(&text)?).with_context(|| format!("write {}", note.display()))?;
         qemu.create_overlay(&ground.base, &self.path).await?;
         Ok(ground)
     }

@@ -171,8 +171,8 @@ pub(crate) struct Machine {
     gone: watch::Sender<bool>,
     /// How much of the console has been shown to the master, in bytes.
     console_shown: AtomicU64,
-    /// The directories that builds have used in it, below the worker's base directory.
-    used: Mutex<BTreeSet<PathBuf>>,
+    /// The builders' directories that were made in its guest, as paths below the worker's base directory.
+    made: Mutex<BTreeSet<PathBuf>>,
     /// What only this machine may use; returned when its QEMU is gone.
     lease: Mutex<Option<Lease>>,
     /// Its place in a private network, given up with the lease.
@@ -206,7 +206,7 @@ impl Machine {
             stopping: AtomicBool::new(false),
             gone: watch::Sender::new(false),
             console_shown: AtomicU64::new(0),
-            used: Mutex::default(),
+            made: Mutex::default(),
             lease: Mutex::new(Some(lease)),
             membership: Mutex::new(membership.map(Arc::new)),
         }
@@ -237,9 +237,14 @@ impl Machine {
         Fate { vm: self.facts.owner.vm.clone(), status: self.status.subscribe() }
     }
 
-    /// Notes that a build uses a directory, and tells whether it is the first time.
-    pub(crate) fn is_first_use(&self, directory: &Path) -> bool {
-        self.used.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.to_owned())
+    /// Tells whether a builder's directory has been made in its guest.
+    pub(crate) fn has_made(&self, directory: &Path) -> bool {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(directory)
+    }
+
+    /// Notes that a builder's directory has been made in its guest.
+    pub(crate) fn note_made(&self, directory: &Path) {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).insert(directory.to_owned());
     }
 
     /// The next part of the console to show begins at this byte.

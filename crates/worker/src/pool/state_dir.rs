@@ -44,3 +44,12 @@ pub(super) fn make_private_directory(directory: &Path) -> anyhow::Result<()> {
         .create(directory)
         .with_context(|| format!("make {}", directory.display()))
 }
+
+/// Writes a file that is either the old one or the new one, whatever happens.
+pub(super) fn write_whole(path: &Path, contents: impl AsRef<[u8]>) -> std::io::Result<()> {
+    let unfinished = path.with_extension("new");
+    let mut file = std::fs::File::create(&unfinished)?;
+    std::io::Write::write_all(&mut file, contents.as_ref())?;
+    file.sync_all()?;
+    std::fs::rename(unfinished, path)
+}

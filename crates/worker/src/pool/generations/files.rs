@@ -10,7 +10,7 @@
 //! A generation is there when its directory has its name, which is the last thing that happens to it.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -21,7 +21,7 @@ use tracing::{info, warn};
 
 use super::history::{Current, FIRST, History};
 use crate::pool::identity::DiskIdentity;
-use crate::pool::state_dir::make_private_directory;
+use crate::pool::state_dir::{make_private_directory, write_whole};
 
 /// The largest file that is read here, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
@@ -153,7 +153,7 @@ fn read_small(path: &Path) -> anyhow::Result<String> {
 pub(super) fn write_current(image: &Path, current: &Current) -> anyhow::Result<()> {
     let path = image.join("current");
     let written = match current {
-        Current::Chosen(number) => write_whole(&path, &format!("{number}\n")),
+        Current::Chosen(number) => write_whole(&path, format!("{number}\n")),
         // What can't be read is for a person to put right.
         Current::Unknown { .. } => return Ok(()),
         Current::Newest => match fs::remove_file(&path) {
@@ -162,15 +162,6 @@ pub(super) fn write_current(image: &Path, current: &Current) -> anyhow::Result<(
         },
     };
     written.and_then(|()| sync(image)).with_context(|| format!("write {}", path.display()))
-}
-
-/// Writes a file that is either the old one or the new one, whatever happens.
-fn write_whole(path: &Path, text: &str) -> io::Result<()> {
-    let unfinished = path.with_extension("new");
-    let mut file = File::create(&unfinished)?;
-    file.write_all(text.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(unfinished, path)
 }
 
 /// Waits until the names in a directory are on the host's disk. Blocks.
