@@ -49,6 +49,7 @@ pub(crate) struct Pump {
     refused: bool,
     failed_step: Option<String>,
     abandoned_by: Signal,
+    terminal: bool,
 }
 
 /// How to take one of the two streams.
@@ -88,6 +89,7 @@ impl Pump {
             refused: false,
             failed_step: None,
             abandoned_by: exec.abandoned_by,
+            terminal,
         }
     }
 
@@ -235,7 +237,10 @@ impl Pump {
     }
 
     /// Ends what the owner left running, throwing its output away meanwhile, and closes the channel.
-    async fn abandon(self, mut read: ChannelReadHalf, write: &ChannelWriteHalf<Msg>) {
+    async fn abandon(mut self, mut read: ChannelReadHalf, write: &ChannelWriteHalf<Msg>) {
+        if self.tree.leader.is_none() && self.ends_unstarted(&mut read, write).await {
+            return;
+        }
         for signal in [self.abandoned_by, Signal::Kill] {
             if self.exit.is_some() {
                 break;
@@ -254,6 +259,27 @@ impl Pump {
         // Something outlived its command, or cannot be killed.
         drop(read);
         let _ = timeout(ABANDON_WAIT, write.close()).await;
+    }
+
+    /// Sees to it that a command which has not begun does not, or says who it is: true if it has ended.
+    async fn ends_unstarted(&mut self, read: &mut ChannelReadHalf, write: &ChannelWriteHalf<Msg>) -> bool {
+        // It may wait for a script that will not come, and cannot be found then: it does not bear its mark yet.
+        if self.terminal {
+            // One knows no end of input, but ends what runs on it when it goes.
+            let _ = timeout(ABANDON_WAIT, write.close()).await;
+            return true;
+        }
+        let _ = timeout(ABANDON_WAIT, write.eof()).await;
+        let known = async {
+            while self.tree.leader.is_none() {
+                match read.wait().await {
+                    Some(ChannelMsg::Close) | None => return true,
+                    Some(message) => self.take(message),
+                }
+            }
+            false
+        };
+        timeout(ABANDON_WAIT, known).await.unwrap_or(false)
     }
 }
 

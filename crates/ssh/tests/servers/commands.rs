@@ -326,6 +326,31 @@ async fn a_signal_can_be_caught_and_leaves_strangers_alone() {
 }
 
 #[tokio::test]
+async fn a_command_given_up_before_it_began_lets_go_of_its_channel() {
+    let server = Server::start(Kind::OpenSsh);
+    let timing = Timing { channels: 1, channel: Duration::from_secs(10), ..Timing::default() };
+    let session = server.session_with(&timing).await;
+    let command = Exec::argv(["sleep", "1000"]);
+    for (exec, on) in [(command.clone(), "pipes"), (command.pty(Pty::default()), "a terminal")] {
+        // At any moment of the start: before the request, before the script, and after it.
+        for turns in (0..14).map(|power| 1 << power) {
+            let patience = async {
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::select! {
+                biased;
+                process = session.exec(exec.clone()) => drop(process.expect("a process")),
+                () = patience => {}
+            }
+            let next = session.exec(Exec::argv(["true"])).await;
+            next.unwrap_or_else(|error| panic!("given up on {on} after {turns} turns: {error}"));
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_dropped_process_is_killed_with_its_tree() {
     for kind in ALL {
         let server = Server::start(kind);
