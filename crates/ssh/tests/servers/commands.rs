@@ -369,12 +369,20 @@ async fn an_exit_is_told_while_a_descendant_holds_the_output_open() {
         let server = Server::start(kind);
         let session = server.session().await;
         let mut process = session.exec(Exec::shell("sleep 1000 & echo $!; exit 5")).await.expect("a process");
-        let Ok(Some(Event::Stdout(pid))) = process.next().await else { panic!("no pid") };
-        assert_eq!(exit(&mut process).await, Exit::Code(5));
+        // OpenSSH tells of the exit at once, maybe before what was written last.
+        let (mut pid, mut exit) = (None, None);
+        while pid.is_none() || exit.is_none() {
+            match timeout(SOON, process.next()).await.expect("both are told").expect("a session") {
+                Some(Event::Stdout(text)) => pid = Some(String::from_utf8_lossy(&text).trim().parse().expect("a pid")),
+                Some(Event::Exited(how)) => exit = Some(how),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(exit, Some(Exit::Code(5)));
         assert!(timeout(Duration::from_millis(100), process.next()).await.is_err(), "its output is still open");
         assert_eq!(process.signal(Signal::Kill).await, Ok(Signalled { processes: 1 }));
         assert_eq!(timeout(SOON, process.next()).await, Ok(Ok(None)));
-        dead(&[String::from_utf8_lossy(&pid).trim().parse().expect("a pid")]).await;
+        dead(&[pid.expect("it was told")]).await;
     }
 }
 
