@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use anyhow::anyhow;
 use protocol::command::{Mode, Name};
-use ssh::{ConnectError, HostKeyPolicy, NotReady};
+use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Session};
 use tokio::time::Instant;
 
 use super::generations::{Generations, Ground};
-use super::machine::{CONSOLE_TAIL, Facts, LAST_WORD, Login, Machine, description, with_console};
+use super::machine::{CONSOLE_TAIL, Facts, LAST_WORD, Machine, description, with_console};
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -51,12 +51,13 @@ impl Pool {
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
+        let processor = match hypervisor.accelerator {
+            qemu::Accelerator::Tcg => Processor::Emulated,
+            qemu::Accelerator::Kvm => Processor::Real,
+        };
         let answer = async {
-            let login = self.answer(&slot, &order.image, &image, host_key.as_deref(), timeout).await?;
-            if let Some(membership) = &membership {
-                membership.set_address(&login.session, &image.profile).await?;
-            }
-            Ok::<_, Unanswered>(login)
+            let session = self.answer(&slot, &order.image, &image, host_key.as_deref(), processor, timeout).await?;
+            Ok::<_, Unanswered>(greeting::log_in(session, &image, membership.as_ref()).await?)
         };
         let login = match vm.boot(answer, timeout + LAST_WORD).await {
             Ok(login) => login,
@@ -144,34 +145,23 @@ impl Pool {
         name: &Name,
         image: &Image,
         of_generation: Option<&str>,
+        processor: Processor,
         timeout: Duration,
-    ) -> Result<Login, Unanswered> {
+    ) -> anyhow::Result<Session> {
         let host_keys = &self.0.host_keys;
         let host_key = host_keys.policy(name, image, of_generation)?;
         let learning = matches!(host_key, HostKeyPolicy::Learn);
-        let target = ssh::Target {
-            address: (std::net::Ipv4Addr::LOCALHOST, slot.ssh_port()).into(),
-            user: image.user.clone(),
-            identity: ssh::Identity::load(&image.key).map_err(anyhow::Error::from)?,
-            host_key,
-            dialect: image.profile.dialect.clone(),
-            processor: match self.0.hypervisor.as_ref().map(|hypervisor| hypervisor.accelerator) {
-                Some(qemu::Accelerator::Tcg) => ssh::Processor::Emulated,
-                Some(qemu::Accelerator::Kvm) | None => ssh::Processor::Real,
-            },
-        };
-        let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &ssh::Readiness::within(timeout)).await;
-        let session = ready.map_err(|error| match (&error, &image.host_key) {
-            (NotReady::Refused(ConnectError::HostKeyMismatch { .. }), None) if of_generation.is_none() => {
+        let session = greeting::reach(image, slot.ssh_port(), host_key, processor, timeout).await;
+        let session = session.map_err(|error| match (error.downcast_ref(), &image.host_key) {
+            (Some(NotReady::Refused(ConnectError::HostKeyMismatch { .. })), None) if of_generation.is_none() => {
                 anyhow!("{error}; remove {} to learn the key anew", host_keys.file(name).display())
             }
-            _ => error.into(),
+            _ => error,
         })?;
-        let session = session.session;
         if learning {
             host_keys.learn(name, session.host_key())?;
         }
-        Ok(greeting::exchange(session, image).await?)
+        Ok(session)
     }
 }
 

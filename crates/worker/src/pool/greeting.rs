@@ -1,20 +1,51 @@
-//! The first words with a guest that lets us in: it tells its clock and its environment, and is told the time if it is wrong.
+//! Reaching a guest, and the first words with it: it tells its clock and its environment, and is told the time if it is
+//! wrong.
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, anyhow};
-use ssh::Session;
+use ssh::{HostKeyPolicy, Identity, Processor, Readiness, Session, Target, Timing};
 use tracing::{info, warn};
 
 use super::guest_command;
 use super::machine::Login;
+use super::network::Membership;
 use crate::config::{Image, Profile};
 
 /// How far a guest's clock may be off, beyond what asking takes.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
+/// Waits until a guest on a port of this host lets us in, as long as that.
+pub(super) async fn reach(
+    image: &Image,
+    port: u16,
+    host_key: HostKeyPolicy,
+    processor: Processor,
+    within: Duration,
+) -> anyhow::Result<Session> {
+    let target = Target {
+        address: (Ipv4Addr::LOCALHOST, port).into(),
+        user: image.user.clone(),
+        identity: Identity::load(&image.key)?,
+        host_key,
+        dialect: image.profile.dialect.clone(),
+        processor,
+    };
+    Ok(ssh::wait_until_ready(&target, &Timing::default(), &Readiness::within(within)).await?.session)
+}
+
+/// Makes a login of a session, in a guest that has its address in its private network then, if it is on one.
+pub(super) async fn log_in(session: Session, image: &Image, membership: Option<&Membership>) -> anyhow::Result<Login> {
+    let login = exchange(session, image).await?;
+    if let Some(membership) = membership {
+        membership.set_address(&login.session, &image.profile).await?;
+    }
+    Ok(login)
+}
+
 /// Makes a login of a session: asks for the environment that commands have, and sets a clock that is wrong.
-pub(super) async fn exchange(session: Session, image: &Image) -> anyhow::Result<Login> {
+async fn exchange(session: Session, image: &Image) -> anyhow::Result<Login> {
     let profile = &image.profile;
     let doing = "read the guest's environment";
     let command =

@@ -1,6 +1,5 @@
 //! Another way into a guest that was reached before: its session was lost, or it restarted.
 
-use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,20 +47,11 @@ impl Machine {
     /// with `entering` held.
     pub(super) async fn log_in_again(self: &Arc<Self>, within: Duration) -> anyhow::Result<Arc<Login>> {
         let answer = async {
-            let target = ssh::Target {
-                address: (Ipv4Addr::LOCALHOST, self.facts.ssh_port).into(),
-                user: self.image.user.clone(),
-                identity: ssh::Identity::load(&self.image.key)?,
-                host_key: HostKeyPolicy::Pinned(self.login().session.host_key().clone()),
-                dialect: self.image.profile.dialect.clone(),
-                processor: self.login().session.processor(),
-            };
-            let readiness = ssh::Readiness::within(within);
-            let ready = ssh::wait_until_ready(&target, &ssh::Timing::default(), &readiness).await?;
-            let login = greeting::exchange(ready.session, &self.image).await?;
-            if let Some(membership) = self.membership() {
-                membership.set_address(&login.session, &self.image.profile).await?;
-            }
+            let earlier = self.login();
+            let host_key = HostKeyPolicy::Pinned(earlier.session.host_key().clone());
+            let processor = earlier.session.processor();
+            let session = greeting::reach(&self.image, self.facts.ssh_port, host_key, processor, within).await?;
+            let login = greeting::log_in(session, &self.image, self.membership().as_deref()).await?;
             anyhow::Ok(Arc::new(login))
         };
         let login = self.vm.boot(answer, within + LAST_WORD).await.map_err(|error| match error {
