@@ -187,7 +187,7 @@ impl KvmHost {
     }
 
     /// Waits until nothing is against a statement.
-    pub(crate) fn becomes(&self, statement: &str, against: impl Fn(&KvmHost) -> Result<Vec<String>>) -> Result<()> {
+    pub fn becomes(&self, statement: &str, against: impl Fn(&KvmHost) -> Result<Vec<String>>) -> Result<()> {
         let deadline = Instant::now() + GOING;
         loop {
             let left = against(self)?;
