@@ -45,6 +45,20 @@ pub(crate) struct Image {
     pub keep_generations: usize,
     /// How long booting may take, up to the first command over ssh.
     pub boot_timeout: Duration,
+    /// Whether machines are clones of one that was frozen just after it booted.
+    pub template: bool,
+    /// How many clones are kept ready for builds to come.
+    pub warm: u16,
+    /// What is run in the guest just before it is frozen.
+    pub warm_up: Option<String>,
+    /// What is run in a clone before anybody gets it.
+    pub post_restore: Option<String>,
+    /// Whether each clone gets a machine-id of its own.
+    pub fresh_machine_id: bool,
+    /// Whether each clone gets a host name of its own.
+    pub fresh_host_name: bool,
+    /// How large the overlay of a machine may grow, in MiB.
+    pub overlay_limit_mib: Option<u32>,
     /// More arguments for QEMU.
     pub qemu_args: Vec<String>,
     /// What the worker's basedir is called in the guest.
@@ -114,10 +128,25 @@ impl Image {
             }),
             keep_generations: usize::from(section.number("keep_generations", 1..=1000_u16, 3)),
             boot_timeout: section.seconds("boot_timeout", 1.0..=3600.0, 120.0),
+            template: section.or("template", false),
+            warm: section.number("warm", 0..=1000, 0),
+            warm_up: section.optional("warm_up", command),
+            post_restore: section.optional("post_restore", command),
+            fresh_machine_id: section.or("fresh_machine_id", false),
+            fresh_host_name: section.or("fresh_host_name", false),
+            overlay_limit_mib: section.optional_number("overlay_limit_mib", 16..=u32::MAX),
             qemu_args: section.or("qemu_args", Vec::new()),
             guest_basedir: section.parsed("guest_basedir", PathBuf::from("/home/buildbot"), absolute_path),
         };
+        if image.warm > 0 && !image.template {
+            section.problem("warm", &image.warm, "goes with template = true: warm machines are clones");
+        }
         section.finish();
         image
     }
+}
+
+/// A command of the guest's.
+fn command(text: String) -> Result<String, &'static str> {
+    Some(text).filter(|text| !text.trim().is_empty()).ok_or("a command of the guest's shell")
 }

@@ -96,6 +96,14 @@ pub(crate) struct Pool {
     pub max_hold: Duration,
     /// How many machines are held at a time.
     pub max_held: u16,
+    /// How much memory machines may have altogether, in MiB; most of the host's if absent.
+    pub memory_budget_mib: Option<u64>,
+    /// With less space than this on the state directory's file system, in MiB, no machine is started.
+    pub disk_low_water_mib: u64,
+    /// How old a machine may get that is kept ready.
+    pub warm_max_age: Duration,
+    /// The load of the last minute, for each processor, above which no machine is made to be kept ready.
+    pub warm_max_load: f64,
     /// What executes guest code.
     pub accel: qemu::Accel,
     /// The program that runs machines.
@@ -193,6 +201,15 @@ impl Config {
                 remedy: format!("choose a path of at most {MAX_STATE_DIR} bytes: sockets are made below it"),
             });
         }
+        let warm: u32 = config.images.values().map(|image| u32::from(image.warm)).sum();
+        if warm > u32::from(config.pool.slots) {
+            problems.add(Problem {
+                origin: None,
+                key: "pool.slots".to_owned(),
+                value: Some(config.pool.slots.to_string()),
+                remedy: format!("have at least {warm}: that many machines are to be kept warm, each in a slot"),
+            });
+        }
         problems.into_result(config)
     }
 }
@@ -237,8 +254,9 @@ fn parse_connection(mut section: Section<'_>) -> Connection {
 fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
     let slots = section.number("slots", 1..=1000, 2);
     let ssh_port_base = section.number("ssh_port_base", 1024..=u16::MAX, 2222);
-    if ssh_port_base.checked_add(slots - 1).is_none() {
-        section.problem("ssh_port_base", &ssh_port_base, "leave a port below 65536 for every slot");
+    // One more than there are slots: templates are made in a place of their own.
+    if ssh_port_base.checked_add(slots).is_none() {
+        section.problem("ssh_port_base", &ssh_port_base, "leave a port below 65536 for every slot and one more");
     }
     let state_dir = section.optional("state_dir", absolute_path).unwrap_or_else(|| beside(basedir));
     let pool = Pool {
@@ -250,6 +268,12 @@ fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
         time_to_live: section.seconds("time_to_live", 1.0..=2_592_000.0, 86400.0),
         max_hold: section.seconds("max_hold", 1.0..=2_592_000.0, 14400.0),
         max_held: section.number("max_held", 0..=1000, 1),
+        memory_budget_mib: section.optional_number("memory_budget_mib", 16..=1 << 30),
+        disk_low_water_mib: section.number("disk_low_water_mib", 0..=1 << 30, 1024),
+        warm_max_age: section.seconds("warm_max_age", 1.0..=2_592_000.0, 3600.0),
+        warm_max_load: section.parsed("warm_max_load", 2.0, |load: f64| {
+            (0.0..=1000.0).contains(&load).then_some(load).ok_or("a number from 0 to 1000")
+        }),
         accel: section.parsed("accel", qemu::Accel::Auto, |text: String| match text.as_str() {
             "auto" => Ok(qemu::Accel::Auto),
             "kvm" => Ok(qemu::Accel::Kvm),

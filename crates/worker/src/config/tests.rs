@@ -99,11 +99,23 @@ fn slots_have_ports_and_sockets_have_short_paths() {
             "x".repeat(80)
         ),
         &[
-            "pool.ssh_port_base = 65535: leave a port below 65536 for every slot",
+            "pool.ssh_port_base = 65535: leave a port below 65536 for every slot and one more",
             &format!(
                 "pool.state_dir = /{}: choose a path of at most 80 bytes: sockets are made below it",
                 "x".repeat(80)
             ),
+        ],
+    );
+}
+
+#[test]
+fn warm_machines_are_clones_in_slots() {
+    let image = "disk = \"/d\"\nuser = \"u\"\nkey = \"/k\"";
+    check(
+        &format!("{MINIMAL}[images.i]\n{image}\nwarm = 1\n[images.j]\n{image}\ntemplate = true\nwarm = 2"),
+        &[
+            "images.i.warm = 1: goes with template = true: warm machines are clones",
+            "pool.slots = 2: have at least 3: that many machines are to be kept warm, each in a slot",
         ],
     );
 }
