@@ -4,13 +4,14 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use protocol::command::{Mode, Name};
 use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Session};
 use tokio::time::Instant;
 
 use super::generations::{Generations, Ground};
-use super::machine::{CONSOLE_TAIL, Facts, LAST_WORD, Machine, description, with_console};
+use super::machine::{CONSOLE_TAIL, How, LAST_WORD, Shape, description, with_console};
+use super::raised::Raised;
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -18,44 +19,35 @@ use super::{Census, Hypervisor, Order, Pool, Progress, VmError, greeting};
 use crate::config::Image;
 
 impl Pool {
+    /// Boots a machine for an order, in a slot that is leased for it.
+    ///
+    /// # Errors
+    /// Why not, as a sentence that the console's last lines may follow.
     pub(super) async fn boot(
         &self,
-        order: Order,
+        order: &Order,
         image: Arc<Image>,
         hypervisor: &Hypervisor,
+        mut lease: Lease,
         progress: &dyn Progress,
-    ) -> Result<Arc<Machine>, VmError> {
-        let asked = Instant::now();
-        let mut lease = self.lease(&order, progress).await?;
+    ) -> anyhow::Result<Raised> {
         let slot = lease.slot().clone();
-        let failed = |why: String| VmError::BootFailed {
-            vm: order.owner.vm.clone(),
-            image: order.image.clone(),
-            slot: slot.number(),
-            why,
-        };
         let (membership, cable) = match &order.network {
             Some(network) => {
-                let joined = self.0.networks.join(&order.owner.builder, order.build, network);
-                joined.map(|(place, end)| (Some(place), Some(end)))
+                let (place, end) = self.0.networks.join(&order.owner.builder, order.build, network)?;
+                (Some(place), Some(end))
             }
-            None => Ok((None, None)),
-        }
-        .map_err(|error| failed(format!("{error:#}")))?;
-        let ground = ground(hypervisor, &self.0.generations, &order.image, &lease).await;
-        let ground = ground.map_err(|error| failed(format!("{error:#}")))?;
+            None => (None, None),
+        };
+        let ground = ground(hypervisor, &self.0.generations, &order.image, &lease).await?;
         let (generation, host_key) = (ground.number, ground.host_key.clone());
         lease.stand_on(ground);
-        let vm =
-            run_qemu(hypervisor, &order, &image, &lease, cable).await.map_err(|error| failed(format!("{error:#}")))?;
+        let vm = run_qemu(hypervisor, &image, Shape::of(order, &image), &lease, cable).await?;
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
-        let processor = match hypervisor.accelerator {
-            qemu::Accelerator::Tcg => Processor::Emulated,
-            qemu::Accelerator::Kvm => Processor::Real,
-        };
         let answer = async {
+            let processor = hypervisor.processor();
             let session = self.answer(&slot, &order.image, &image, host_key.as_deref(), processor, timeout).await?;
             Ok::<_, Unanswered>(greeting::log_in(session, &image, membership.as_ref()).await?)
         };
@@ -63,33 +55,15 @@ impl Pool {
             Ok(login) => login,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-                return Err(failed(with_console(&error.to_string(), &console)));
+                bail!(with_console(&error.to_string(), &console));
             }
         };
-        let facts = Facts {
-            build: order.build,
-            bind: order.bind,
-            slot: slot.number(),
-            ssh_port: slot.ssh_port(),
-            pid: vm.pid(),
-            image_name: order.image.clone(),
-            mode: order.mode,
-            generation,
-            network: membership.as_ref().map(|place| (place.network().clone(), place.address())),
-            took: asked.elapsed(),
-            owner: order.owner.clone(),
-        };
-        let longest = self.0.config.time_to_live;
-        let time_to_live = order.ttl.map_or(longest, |asked| asked.min(longest));
-        let machine = Arc::new(Machine::new(facts, image, login, vm, lease, membership, time_to_live));
-        if let Some(membership) = machine.membership() {
-            membership.introduce(&machine).await.map_err(|error| failed(format!("{error:#}")))?;
-        }
-        Ok(machine)
+        let image_name = order.image.clone();
+        Ok(Raised { how: How::Boot, image_name, image, mode: order.mode, generation, login, vm, lease, membership })
     }
 
     /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.
-    async fn lease(&self, order: &Order, progress: &dyn Progress) -> Result<Lease, VmError> {
+    pub(super) async fn lease(&self, order: &Order, progress: &dyn Progress) -> Result<Lease, VmError> {
         let waited = self.0.config.acquire_timeout;
         let deadline = Instant::now() + waited;
         let disk = match order.mode {
@@ -185,18 +159,16 @@ async fn ground(
 
 async fn run_qemu(
     hypervisor: &Hypervisor,
-    order: &Order,
     image: &Image,
+    shape: Shape,
     lease: &Lease,
     cable: Option<qemu::Cable>,
 ) -> anyhow::Result<qemu::Vm> {
     let slot = lease.slot();
     let overlay = slot.overlay();
     let disk = lease.disk().map_or(overlay.as_path(), |disk| disk.path());
-    let description = description(image, order, slot, disk, hypervisor.accelerator);
-    let files =
-        qemu::Files { pidfile: slot.pid_file(), qmp_socket: slot.qmp_socket(), console_log: slot.console_log() };
-    Ok(qemu::Vm::start_on(&hypervisor.qemu, &description, files, cable).await?)
+    let description = description(image, shape, slot, disk, hypervisor.accelerator);
+    Ok(qemu::Vm::start_on(&hypervisor.qemu, &description, slot.files(), cable).await?)
 }
 
 /// Why a guest did not answer; its text is the whole chain.

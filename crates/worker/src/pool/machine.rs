@@ -44,6 +44,7 @@ pub(crate) struct Facts {
     pub mode: Mode,
     /// The generation of the image that its disk was made on.
     pub generation: u32,
+    pub how: How,
     /// From the request to the guest's first command.
     pub took: Duration,
     /// The private network it is on, and its address there.
@@ -54,6 +55,29 @@ impl Facts {
     /// Its address in a private network, if it is on one.
     pub(crate) fn address(&self) -> Option<Ipv4Addr> {
         self.network.as_ref().map(|(_, address)| *address)
+    }
+}
+
+/// How a machine came to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the ways that are not there yet")]
+pub(crate) enum How {
+    /// It was booted.
+    Boot,
+    /// It was restored from a template when it was asked for.
+    Clone,
+    /// It was restored from a template before, and waited.
+    Warm,
+}
+
+impl How {
+    /// What it is called on the wire (`how`).
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            How::Boot => "boot",
+            How::Clone => "clone",
+            How::Warm => "warm",
+        }
     }
 }
 
@@ -392,7 +416,7 @@ impl Machine {
             ("image", self.facts.image_name.as_str().into()),
             ("mode", self.facts.mode.as_str().into()),
             ("generation", number(self.facts.generation)),
-            ("how", "boot".into()),
+            ("how", self.facts.how.as_str().into()),
             ("seconds", self.facts.took.as_secs_f64().into()),
         ];
         let network = self.facts.network.iter().flat_map(|(network, address)| {
@@ -455,10 +479,29 @@ fn format(format: DiskFormat) -> qemu::Format {
     }
 }
 
+/// What of a machine may be other than its image says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Shape {
+    pub mode: Mode,
+    pub cpus: u32,
+    pub memory_mib: u32,
+}
+
+impl Shape {
+    /// That of a machine for an order.
+    pub(super) fn of(order: &super::Order, image: &Image) -> Self {
+        Shape {
+            mode: order.mode,
+            cpus: order.cpus.unwrap_or(image.cpus),
+            memory_mib: order.memory_mib.unwrap_or(image.memory_mib),
+        }
+    }
+}
+
 /// What QEMU is to run for an image.
 pub(super) fn description(
     image: &Image,
-    order: &super::Order,
+    shape: Shape,
     slot: &super::slot::Slot,
     disk: &Path,
     accelerator: qemu::Accelerator,
@@ -468,8 +511,8 @@ pub(super) fn description(
         machine_type: image.machine.clone(),
         accelerator,
         cpu: image.cpu.clone(),
-        cpus: order.cpus.unwrap_or(image.cpus),
-        memory_mib: order.memory_mib.unwrap_or(image.memory_mib),
+        cpus: shape.cpus,
+        memory_mib: shape.memory_mib,
         boot: match &image.boot {
             None => qemu::Boot::Disk,
             Some(boot) => qemu::Boot::Kernel {
@@ -481,7 +524,7 @@ pub(super) fn description(
         drives: vec![qemu::Drive {
             file: disk.to_owned(),
             format: qemu::Format::Qcow2,
-            durability: match order.mode {
+            durability: match shape.mode {
                 Mode::Fresh => qemu::Durability::Disposable,
                 Mode::Persistent => qemu::Durability::Kept,
             },

@@ -13,6 +13,7 @@ mod host_keys;
 mod identity;
 mod machine;
 mod network;
+mod raised;
 mod reboot;
 mod registry;
 mod save;
@@ -29,6 +30,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protocol::command::{Mode, Name};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
@@ -116,6 +118,16 @@ impl Hypervisor {
     }
 }
 
+impl Hypervisor {
+    /// What executes the guests' code, for what in a guest depends on its speed.
+    fn processor(&self) -> ssh::Processor {
+        match self.accelerator {
+            qemu::Accelerator::Tcg => ssh::Processor::Emulated,
+            qemu::Accelerator::Kvm => ssh::Processor::Real,
+        }
+    }
+}
+
 impl Tenant for Machine {
     fn status(&self) -> Status {
         Machine::status(self)
@@ -175,8 +187,8 @@ impl Pool {
         }
         let claim = self.claim(&order)?;
         let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
-        let booted = self.boot(order, image, hypervisor, progress).instrument(span.clone()).await;
-        let machine = match booted {
+        let started = self.start_for(&order, image, hypervisor, progress).instrument(span.clone()).await;
+        let machine = match started {
             Ok(machine) => machine,
             Err(error) => {
                 claim.give_up(&error);
@@ -201,6 +213,34 @@ impl Pool {
             .instrument(span),
         );
         Ok(machine)
+    }
+
+    /// Raises a machine in a slot of its own, and gives it to the builder.
+    async fn start_for(
+        &self,
+        order: &Order,
+        image: Arc<Image>,
+        hypervisor: &Hypervisor,
+        progress: &dyn Progress,
+    ) -> Result<Arc<Machine>, VmError> {
+        let asked = Instant::now();
+        let lease = self.lease(order, progress).await?;
+        let slot = lease.slot().number();
+        let raised = async {
+            let raised = self.boot(order, image, hypervisor, lease, progress).await?;
+            let longest = self.0.config.time_to_live;
+            let machine = raised.given_to(order, asked, order.ttl.map_or(longest, |asked| asked.min(longest)));
+            if let Some(membership) = machine.membership() {
+                membership.introduce(&machine).await?;
+            }
+            anyhow::Ok(machine)
+        };
+        raised.await.map_err(|error| VmError::BootFailed {
+            vm: order.owner.vm.clone(),
+            image: order.image.clone(),
+            slot,
+            why: format!("{error:#}"),
+        })
     }
 
     /// The builder's machine of this name.

@@ -44,6 +44,11 @@ impl Slot {
         self.directory.join("console.log")
     }
 
+    /// The files of the machine in it.
+    pub(crate) fn files(&self) -> qemu::Files {
+        qemu::Files { pidfile: self.pid_file(), qmp_socket: self.qmp_socket(), console_log: self.console_log() }
+    }
+
     /// The guest's ssh key, for a person who logs in.
     pub(crate) fn known_hosts(&self) -> PathBuf {
         self.directory.join("known_hosts")
