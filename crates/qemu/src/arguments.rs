@@ -3,9 +3,9 @@
 use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use crate::{Accelerator, Boot, Card, Drive, Durability, Features, Machine, Network, Outside};
+use crate::{Accelerator, Boot, Card, Drive, Durability, Features, Machine, Memory, Network, Outside};
 
 /// What connects a machine to its host, apart from its disks and network.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,7 @@ impl Machine {
         if features.sandbox {
             list.option("-sandbox", Value::new(SANDBOX));
         }
-        self.processor_and_memory(&mut list);
+        self.processor_and_memory(&mut list, features);
         self.boot(&mut list);
         for (number, drive) in self.drives.iter().enumerate() {
             self.drive(&mut list, number, drive);
@@ -52,17 +52,61 @@ impl Machine {
         list.args
     }
 
-    fn processor_and_memory(&self, list: &mut List) {
+    /// Returns the arguments without what may differ between a frozen machine and those that are restored from it: the
+    /// name, the port on the host, where the disks, the memory and the console's log are, and what QEMU inherits. Two
+    /// machines with the same blueprint, run by the same [program](crate::Qemu::program), have the same devices in the same
+    /// places.
+    ///
+    /// A machine type may be an alias: `q35` is another type with each release of QEMU. Which one it is needs no
+    /// looking up, as long as the program is compared as well. What is in the files that are named (the kernel, the
+    /// disks) is not part of it.
+    pub fn blueprint(&self, features: &Features) -> Vec<OsString> {
+        let nowhere = PathBuf::new;
+        let drives = self.drives.iter().map(|drive| Drive { file: nowhere(), ..drive.clone() });
+        let neutral = Machine {
+            name: String::new(),
+            memory: Memory::Shared { file: nowhere() },
+            drives: drives.collect(),
+            network: Network { host_port: 0, ..self.network },
+            ..self.clone()
+        };
+        neutral.arguments(features, Wiring { qmp: 0, console_log: &nowhere(), card: None })
+    }
+
+    fn processor_and_memory(&self, list: &mut List, features: &Features) {
         let default_cpu = match self.accelerator {
             Accelerator::Kvm => "host",
             Accelerator::Tcg => "max",
         };
         // These three are option strings themselves (`q35,smm=off`), so that their commas mean what they say.
-        list.option("-machine", Value::new(&self.machine_type));
+        let machine = Value::new(&self.machine_type);
+        match self.memory_backend(features) {
+            None => list.option("-machine", machine),
+            Some(backend) => {
+                list.option("-object", backend);
+                list.option("-machine", machine.then(",memory-backend=ram0"));
+            }
+        }
         list.option("-accel", Value::new(self.accelerator.name()));
         list.option("-cpu", Value::new(self.cpu.as_deref().unwrap_or(default_cpu)));
         list.option("-smp", Value::new(self.cpus.to_string()));
         list.option("-m", Value::new(format!("{}M", self.memory_mib)));
+        if let Memory::Private { .. } = self.memory {
+            list.option("-incoming", Value::new("defer"));
+        }
+    }
+
+    fn memory_backend(&self, features: &Features) -> Option<Value> {
+        let (file, access) = match &self.memory {
+            Memory::Own => return None,
+            Memory::Shared { file } => (file, "share=on"),
+            // Without rom=off, what is opened for reading only is memory that the guest can't write to either. A QEMU that
+            // has no rom= opens the file for writing, and writes nothing.
+            Memory::Private { file } if features.rom => (file, "share=off,readonly=on,rom=off"),
+            Memory::Private { file } => (file, "share=off"),
+        };
+        let size = self.memory_mib;
+        Some(Value::new(format!("memory-backend-file,id=ram0,size={size}M,{access},mem-path=")).text(file))
     }
 
     fn boot(&self, list: &mut List) {
@@ -169,7 +213,7 @@ mod tests {
     use super::*;
     use crate::{Format, Mac};
 
-    const ALL: Features = Features { sandbox: true, rng: true };
+    const ALL: Features = Features { sandbox: true, rng: true, rom: true };
 
     fn machine() -> Machine {
         Machine {
@@ -179,6 +223,7 @@ mod tests {
             cpu: None,
             cpus: 2,
             memory_mib: 1024,
+            memory: Memory::Own,
             boot: Boot::Kernel {
                 kernel: "/images/vmlinuz".into(),
                 initrd: Some("/images/initrd.img".into()),
@@ -254,7 +299,7 @@ mod tests {
         machine.extra_args = vec!["-device".to_owned(), "i6300esb".to_owned()];
         check(
             &machine,
-            Features { sandbox: false, rng: false },
+            Features { sandbox: false, rng: false, rom: false },
             "
 -name guest=slot-3
 -no-user-config
@@ -327,6 +372,55 @@ mod tests {
         assert!(after("-blockdev").ends_with("file.filename=/a,, b/c,,,,d.qcow2"));
         assert_eq!(after("-chardev"), "file,id=console,append=off,path=/c d,,e");
         assert_eq!((after("-kernel"), after("-append")), ("/k,1".to_owned(), "a,b".to_owned()));
+    }
+
+    #[test]
+    fn memory_is_in_a_file_that_clones_do_not_write_to() {
+        let check = |memory: Memory, rom: bool, expected: &[&str]| {
+            let machine = Machine { memory, machine_type: "microvm,rtc=on".to_owned(), ..machine() };
+            let args = machine.arguments(&Features { rom, ..ALL }, wiring("/c"));
+            let names = ["-object", "-machine", "-m", "-incoming"];
+            let pairs = args.windows(2).filter(|pair| names.iter().any(|name| pair[0] == *name));
+            let values = pairs.map(|pair| pair[1].to_string_lossy()).filter(|value| !value.starts_with("rng-"));
+            assert_eq!(values.collect::<Vec<_>>(), expected);
+        };
+        let file = || "/t,1/ram".into();
+        let machine = "microvm,rtc=on,memory-backend=ram0";
+        check(Memory::Own, true, &["microvm,rtc=on", "1024M"]);
+        let object = "memory-backend-file,id=ram0,size=1024M,share=on,mem-path=/t,,1/ram";
+        check(Memory::Shared { file: file() }, true, &[object, machine, "1024M"]);
+        let object = "memory-backend-file,id=ram0,size=1024M,share=off,readonly=on,rom=off,mem-path=/t,,1/ram";
+        check(Memory::Private { file: file() }, true, &[object, machine, "1024M", "defer"]);
+        let object = "memory-backend-file,id=ram0,size=1024M,share=off,mem-path=/t,,1/ram";
+        check(Memory::Private { file: file() }, false, &[object, machine, "1024M", "defer"]);
+    }
+
+    #[test]
+    fn a_blueprint_has_all_but_what_a_clone_has_of_its_own() {
+        let template = Machine { memory: Memory::Shared { file: "/t/ram".into() }, ..machine() };
+        let blueprint = template.blueprint(&ALL);
+        let check = |same: bool, other: Machine| assert_eq!(other.blueprint(&ALL) == blueprint, same, "{other:?}");
+        let with = |change: fn(&mut Machine)| {
+            let mut machine = machine();
+            change(&mut machine);
+            machine
+        };
+        check(true, with(|clone| clone.memory = Memory::Private { file: "/t/ram".into() }));
+        check(true, with(|clone| clone.name = "slot-4".to_owned()));
+        check(true, with(|clone| clone.drives[0].file = "/slots/4/overlay.qcow2".into()));
+        check(true, with(|clone| clone.network.host_port = 2226));
+        check(false, with(|other| other.machine_type = "pc".to_owned()));
+        check(false, with(|other| other.accelerator = Accelerator::Tcg));
+        check(false, with(|other| other.cpu = Some("qemu64".to_owned())));
+        check(false, with(|other| other.cpus = 1));
+        check(false, with(|other| other.memory_mib = 512));
+        check(false, with(|other| other.boot = Boot::Disk));
+        check(false, with(|other| other.drives[0].format = Format::Raw));
+        check(false, with(|other| other.drives.clear()));
+        check(false, with(|other| other.network.guest_port = 2222));
+        check(false, with(|other| other.network.outside = Outside::Closed));
+        check(false, with(|other| other.extra_args = vec!["-no-reboot".to_owned()]));
+        assert_ne!(template.blueprint(&Features { rng: false, ..ALL }), blueprint);
     }
 
     #[test]

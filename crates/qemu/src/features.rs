@@ -15,6 +15,17 @@ pub struct Features {
     pub sandbox: bool,
     /// A virtio entropy device.
     pub rng: bool,
+    /// `rom=` of a memory file (QEMU 8.2): one that is opened for reading only can be memory that its guest writes to.
+    pub rom: bool,
+}
+
+impl Features {
+    /// Returns the rights to give to the [memory file](crate::Memory::Private) of a frozen machine, the fewest with which
+    /// this QEMU can open it. QEMU before 8.2 opens it for writing, though it writes nothing. With such a one no guest may
+    /// have a device that hands memory back (virtio-balloon, virtio-mem): that makes holes in the file.
+    pub fn memory_mode(&self) -> u32 {
+        if self.rom { 0o400 } else { 0o600 }
+    }
 }
 
 /// Why a QEMU can't be used.
@@ -49,6 +60,7 @@ const LIMITS: Limits = Limits { deadline: Duration::from_secs(20), max_bytes: 4 
 
 const QUESTIONS: &str = r#"{"execute": "qmp_capabilities"}
 {"execute": "qom-list-types", "arguments": {"implements": "device", "abstract": false}, "id": "devices"}
+{"execute": "qom-list-properties", "arguments": {"typename": "memory-backend-file"}, "id": "memory"}
 {"execute": "quit"}
 "#;
 
@@ -87,12 +99,16 @@ fn read(program: &OsString, answers: &[u8], sandbox: bool) -> Result<(String, Fe
     let messages: Vec<Value> =
         serde_json::Deserializer::from_slice(answers).into_iter().collect::<Result<_, _>>().map_err(|_| strange())?;
     let version = messages.iter().find_map(|m| version(m.get("QMP")?)).ok_or_else(strange)?;
-    let devices = messages.iter().find(|m| m["id"] == "devices").and_then(|m| m["return"].as_array());
-    let devices = devices.ok_or_else(strange)?;
-    let has = |device: &str| devices.iter().any(|each| each["name"] == device);
+    let names = |id: &str| {
+        let list = messages.iter().find(|m| m["id"] == id)?["return"].as_array()?;
+        Some(list.iter().filter_map(|each| each["name"].as_str()).collect::<Vec<_>>())
+    };
+    let devices = names("devices").ok_or_else(strange)?;
+    let memory = names("memory").ok_or_else(strange)?;
+    let has = |device: &str| devices.contains(&device);
     match NEEDED.into_iter().find(|device| !has(device)) {
         Some(device) => Err(ProbeError::Device { program: program.clone(), device }),
-        None => Ok((version, Features { sandbox, rng: has("virtio-rng-pci") })),
+        None => Ok((version, Features { sandbox, rng: has("virtio-rng-pci"), rom: memory.contains(&"rom") })),
     }
 }
 
@@ -107,22 +123,37 @@ mod tests {
 
     const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 9, "minor": 2, "major": 7}, "package": ""}}}"#;
 
-    /// What a QEMU with these devices answers comes out as.
-    fn check(devices: &[&str], expected: Result<(&str, Features), &str>) {
-        let list: Vec<_> = devices.iter().map(|name| format!(r#"{{"name": "{name}"}}"#)).collect();
-        let answers =
-            format!("{GREETING}\n{{\"return\": {{}}}}\n{{\"id\": \"devices\", \"return\": [{}]}}", list.join(","));
+    /// What a QEMU with these devices and this of a memory file answers comes out as.
+    fn check(devices: &[&str], memory: &[&str], expected: Result<(&str, Features), &str>) {
+        let list = |names: &[&str]| {
+            let list: Vec<_> = names.iter().map(|name| format!(r#"{{"name": "{name}"}}"#)).collect();
+            list.join(",")
+        };
+        let answers = format!(
+            "{GREETING}\n{{\"return\": {{}}}}\n{{\"id\": \"devices\", \"return\": [{}]}}\n{{\"id\": \"memory\", \"return\": [{}]}}",
+            list(devices),
+            list(memory)
+        );
         let found = read(&"qemu".into(), answers.as_bytes(), true).map_err(|error| error.to_string());
         let expected = expected.map(|(version, features)| (version.to_owned(), features)).map_err(str::to_owned);
         assert_eq!(found, expected);
     }
 
     #[test]
-    fn features_come_from_the_devices_there_are() {
-        let all = Features { sandbox: true, rng: true };
-        check(&["virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci"], Ok(("7.2.9", all)));
-        check(&["virtio-blk-pci", "virtio-net-pci"], Ok(("7.2.9", Features { rng: false, ..all })));
-        check(&["virtio-blk-pci"], Err("\"qemu\" has no virtio-net-pci; install a QEMU that has"));
+    fn features_come_from_what_there_is() {
+        let all = Features { sandbox: true, rng: true, rom: true };
+        let (blk, net, rng) = ("virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci");
+        check(&[blk, net, rng], &["readonly", "rom"], Ok(("7.2.9", all)));
+        check(&[blk, net], &["rom"], Ok(("7.2.9", Features { rng: false, ..all })));
+        check(&[blk, net, rng], &["readonly"], Ok(("7.2.9", Features { rom: false, ..all })));
+        check(&[blk], &["rom"], Err("\"qemu\" has no virtio-net-pci; install a QEMU that has"));
+    }
+
+    #[test]
+    fn the_memory_of_a_frozen_machine_has_the_fewest_rights_that_do() {
+        let check = |rom, mode| assert_eq!(Features { sandbox: true, rng: true, rom }.memory_mode(), mode);
+        check(true, 0o400);
+        check(false, 0o600);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u32,
+    /// Where its memory is.
+    pub memory: Memory,
     /// What is booted.
     pub boot: Boot,
     /// Its virtio disks, `/dev/vda` first.
@@ -25,6 +27,27 @@ pub struct Machine {
     pub network: Network,
     /// Arguments of QEMU's own that come after all others.
     pub extra_args: Vec<String>,
+}
+
+/// Where a machine's memory is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// In QEMU, and gone with it.
+    Own,
+    /// In a file, which others can be started from once the machine was frozen: a template in the
+    /// making. QEMU makes the file, for this user alone, or uses what is there.
+    Shared {
+        /// The file.
+        file: PathBuf,
+    },
+    /// What the file of a frozen machine says, where this one has not written itself: a clone. Such a machine does not boot;
+    /// it is restored. The file is only read, and must stay as it is until QEMU is gone: a clone sees
+    /// what changes in it, and a file that becomes shorter kills it (SIGBUS). It has the rights that
+    /// [`Features::memory_mode`](crate::Features::memory_mode) says.
+    Private {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 /// What a machine boots.

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::fs;
+
 use common::{Slot, qemu, script};
 use qemu::{Accel, Accelerated, Accelerator, Features, Qemu};
 
@@ -15,7 +17,8 @@ async fn the_installed_qemu_tells_its_version_and_features() {
     let parts: Vec<_> = qemu.version().split('.').map(str::parse::<u32>).collect();
     assert!(parts.len() == 3 && parts.iter().all(Result::is_ok), "{}", qemu.version());
     // Whatever the distribution, these are in its package.
-    assert_eq!(*qemu.features(), Features { sandbox: true, rng: true });
+    let Features { sandbox, rng, rom: _ } = *qemu.features();
+    assert_eq!((sandbox, rng), (true, true));
 }
 
 #[tokio::test]
@@ -25,7 +28,24 @@ async fn a_qemu_without_a_sandbox_can_be_used() {
     let refuse = "for arg; do if [ \"$arg\" = -sandbox ]; then echo 'no such option' >&2; exit 1; fi; done";
     script(&wrapper, &format!("#!/bin/sh\n{refuse}\nexec {} \"$@\"\n", common::SYSTEM));
     let qemu = Qemu::probe(&wrapper, "qemu-img").await.expect("it can be used");
-    assert_eq!(*qemu.features(), Features { sandbox: false, rng: true });
+    assert!(!qemu.features().sandbox);
+}
+
+#[tokio::test]
+async fn a_program_that_was_replaced_is_another() {
+    let slot = Slot::new();
+    let wrapper = slot.path("qemu-wrapper");
+    let write = |comment: &str| script(&wrapper, &format!("#!/bin/sh\n{comment}exec {} \"$@\"\n", common::SYSTEM));
+    write("");
+    let probed = Qemu::probe(&wrapper, "qemu-img").await.expect("it can be used");
+    let before = probed.program().expect("it is there");
+    assert_eq!((&before.file, &*before.version), (&wrapper, probed.version()));
+    assert_eq!(probed.program().expect("it is there"), before);
+    write("# upgraded\n");
+    assert_ne!(probed.program().expect("it is there"), before);
+    fs::remove_file(&wrapper).expect("removed");
+    assert_eq!(probed.program().map_err(|error| error.kind()), Err(std::io::ErrorKind::NotFound));
+    assert!(qemu().await.program().expect("it is on PATH").file.is_absolute());
 }
 
 #[tokio::test]

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use process::Signal;
-use qemu::{Accelerator, Boot, Drive, Durability, Files, Format, Identity, Machine, Network, Outside, Qemu, Vm};
+use qemu::{
+    Accelerator, Boot, Drive, Durability, Files, Format, Identity, Machine, Memory, Network, Outside, Qemu, Vm,
+};
 use rustix::process::{Pid, kill_process};
 use tempfile::TempDir;
 use tokio::io::AsyncReadExt;
@@ -77,6 +79,7 @@ impl Slot {
             cpu: None,
             cpus: 1,
             memory_mib: 16,
+            memory: Memory::Own,
             boot: Boot::Disk,
             drives: vec![Drive {
                 file: self.path("disk.img"),

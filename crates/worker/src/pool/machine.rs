@@ -513,6 +513,7 @@ pub(super) fn description(
         cpu: image.cpu.clone(),
         cpus: shape.cpus,
         memory_mib: shape.memory_mib,
+        memory: qemu::Memory::Own,
         boot: match &image.boot {
             None => qemu::Boot::Disk,
             Some(boot) => qemu::Boot::Kernel {
