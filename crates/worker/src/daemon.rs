@@ -277,9 +277,9 @@ impl Daemon {
     }
 
     fn pool_state(&self) -> PoolState {
-        let census = self.pool.census();
         let state = if *self.drain.borrow() { "draining" } else { "running" };
-        PoolState { slots: census.slots, free: census.free, held: self.pool.held(), state }
+        let (free, waiting) = (self.pool.free(), self.pool.waiting());
+        PoolState { slots: self.pool.slots(), free, waiting, held: self.pool.held(), state }
     }
 
     /// Does what a person asks, without waiting for the end of it.

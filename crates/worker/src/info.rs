@@ -46,6 +46,8 @@ pub(crate) struct PoolState {
     pub slots: u16,
     /// How many more could be started now.
     pub free: u16,
+    /// How many wait to be started.
+    pub waiting: usize,
     /// How many machines are held for people.
     pub held: usize,
     /// What the worker does: `running` or `draining`.
@@ -78,6 +80,7 @@ pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)],
         ("vm_slots", i64::from(pool.slots).into()),
         ("vm_free", i64::from(pool.free).into()),
         ("vm_state", pool.state.into()),
+        ("vm_waiting", Value::Int(i64::try_from(pool.waiting).unwrap_or(i64::MAX))),
         ("vm_held", Value::Int(i64::try_from(pool.held).unwrap_or(i64::MAX))),
     ];
     // A file in info/ must not stand in for what the master computes with.

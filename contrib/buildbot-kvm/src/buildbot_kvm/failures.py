@@ -20,6 +20,7 @@ RESULTS: dict[str, int] = {
     "vm_no_such_image": EXCEPTION,
     "vm_bad_arguments": EXCEPTION,
     "vm_pool_full": RETRY,
+    "vm_too_large": EXCEPTION,
     "vm_boot_failed": EXCEPTION,
     "vm_already_running": EXCEPTION,
     "vm_not_running": EXCEPTION,

@@ -86,7 +86,7 @@ pub(crate) struct Pool {
     pub ssh_port_base: u16,
     /// The directory of the slots' files and of the disks that persist; absolute.
     pub state_dir: PathBuf,
-    /// How long `vm_start` waits for a slot, or for a disk that persists.
+    /// How long `vm_start` waits for a slot, for memory and disk space, or for a disk that persists.
     pub acquire_timeout: Duration,
     /// How long a machine may take to shut down politely.
     pub shutdown_timeout: Duration,

@@ -5,9 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
-use protocol::command::{Mode, Name};
+use protocol::command::Name;
 use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Session};
-use tokio::time::Instant;
 
 use super::generations::{Generations, Ground};
 use super::machine::{CONSOLE_TAIL, How, LAST_WORD, Shape, description, with_console};
@@ -15,7 +14,7 @@ use super::raised::Raised;
 use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
-use super::{Census, Hypervisor, Order, Pool, Progress, VmError, greeting};
+use super::{Hypervisor, Order, Pool, Progress, greeting};
 use crate::config::Image;
 
 impl Pool {
@@ -60,56 +59,6 @@ impl Pool {
         };
         let image_name = order.image.clone();
         Ok(Raised { how: How::Boot, image_name, image, mode: order.mode, generation, login, vm, lease, membership })
-    }
-
-    /// Waits, bounded, for what the machine will occupy: first the disk, because holding a slot keeps others from it.
-    pub(super) async fn lease(&self, order: &Order, progress: &dyn Progress) -> Result<Lease, VmError> {
-        let waited = self.0.config.acquire_timeout;
-        let deadline = Instant::now() + waited;
-        let disk = match order.mode {
-            Mode::Fresh => None,
-            Mode::Persistent => {
-                let vm = &order.owner.vm;
-                let mut lock = Box::pin(self.0.disks.lock(&order.image, vm));
-                let lock = match futures_util::poll!(&mut lock) {
-                    std::task::Poll::Ready(lock) => lock,
-                    std::task::Poll::Pending => {
-                        progress
-                            .say(format!("waiting for the persistent disk '{vm}', which another builder uses"))
-                            .await;
-                        tokio::time::timeout_at(deadline, lock).await.map_err(|_| VmError::DiskInUse {
-                            image: order.image.clone(),
-                            vm: vm.clone(),
-                            waited,
-                        })?
-                    }
-                };
-                Some(lock)
-            }
-        };
-        let mut lease = self.slot(deadline, progress).await?;
-        if let Some(disk) = disk {
-            lease.keep(disk);
-        }
-        Ok(lease)
-    }
-
-    async fn slot(&self, deadline: Instant, progress: &dyn Progress) -> Result<Lease, VmError> {
-        let Census { slots, free, quarantined } = self.census();
-        if free == 0 {
-            let broken = match quarantined.len() {
-                0 => String::new(),
-                count => format!(", {count} of them because they can't be cleaned"),
-            };
-            let held = match self.held() {
-                0 => String::new(),
-                count => format!(", {count} of them by machines that are held for people"),
-            };
-            progress.say(format!("waiting for a slot: all {slots} are in use{broken}{held}")).await;
-        }
-        tokio::time::timeout_at(deadline, self.0.slots.lease())
-            .await
-            .map_err(|_| VmError::PoolFull { census: self.census(), waited: self.0.config.acquire_timeout })
     }
 
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.

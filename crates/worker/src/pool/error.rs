@@ -5,7 +5,8 @@ use std::time::Duration;
 use protocol::command::Name;
 use thiserror::Error;
 
-use super::Census;
+use super::Wait;
+use super::budget::{Excess, Shortage};
 
 /// Why a machine did not start, or is not there. Each is told to the master as its [`reason`](Self::reason) and its
 /// text, which ends in a remedy where there is one.
@@ -17,12 +18,12 @@ pub(crate) enum VmError {
     /// The configuration has no such image.
     #[error("no image is named '{image}' in the worker's configuration; it has {}", list(.known))]
     NoSuchImage { image: Name, known: Vec<Name> },
-    /// All slots stayed in use.
-    #[error(
-        "{} for {} s; start fewer builds at a time, or raise pool.slots or pool.acquire_timeout",
-        in_use(.census), .waited.as_secs()
-    )]
-    PoolFull { census: Census, waited: Duration },
+    /// What it waited for did not come.
+    #[error("{}", full(.wait, .waited.as_secs()))]
+    PoolFull { wait: Wait, waited: Duration },
+    /// It would not fit if it were the only one.
+    #[error("start vm '{vm}' of image '{image}': {excess}")]
+    TooLarge { vm: Name, image: Name, excess: Excess },
     /// The persistent disk stayed in use.
     #[error(
         "the persistent disk '{vm}' of image '{image}' stayed in use for {} s, by another builder or by a vm that is kept for a \
@@ -71,6 +72,7 @@ impl VmError {
             VmError::BadArguments(_) => "vm_bad_arguments",
             VmError::NoSuchImage { .. } => "vm_no_such_image",
             VmError::PoolFull { .. } | VmError::DiskInUse { .. } => "vm_pool_full",
+            VmError::TooLarge { .. } => "vm_too_large",
             VmError::StopFailed { .. } => "vm_stop_failed",
             VmError::SaveFailed { .. } => "vm_save_failed",
             VmError::BootFailed { .. } => "vm_boot_failed",
@@ -84,12 +86,35 @@ impl VmError {
     }
 }
 
-fn in_use(census: &Census) -> String {
-    match census.quarantined.first() {
-        None => format!("all {} slots stayed in use", census.slots),
-        Some((slot, why)) => {
-            let (count, slots) = (census.quarantined.len(), census.slots);
-            format!("{count} of {slots} slots can't be used (slot {slot}: {why}), and the others stayed in use")
+fn full(wait: &Wait, seconds: u64) -> String {
+    match wait {
+        Wait::Slot { slots, quarantined } => {
+            let in_use = match quarantined.first() {
+                None => format!("all {slots} slots stayed in use"),
+                Some((slot, why)) => {
+                    let count = quarantined.len();
+                    format!("{count} of {slots} slots can't be used (slot {slot}: {why}), and the others stayed in use")
+                }
+            };
+            format!(
+                "{in_use} for {seconds} s; start fewer builds at a time, or raise pool.slots or pool.acquire_timeout"
+            )
+        }
+        Wait::Short(shortage) => format!("waited {seconds} s for {shortage}; {}", remedy(shortage)),
+        Wait::Turn { ahead, first } => {
+            format!("waited {seconds} s behind {ahead} others, the first of them for {first}; {}", remedy(first))
+        }
+    }
+}
+
+fn remedy(shortage: &Shortage) -> &'static str {
+    match shortage {
+        Shortage::Memory { .. } => {
+            "start fewer builds at a time, or raise pool.memory_budget_mib or pool.acquire_timeout"
+        }
+        Shortage::LowDisk { .. } => "make room on the disk of pool.state_dir",
+        Shortage::Overlays { .. } => {
+            "start fewer builds at a time, lower the image's overlay_limit_mib, or make room on the disk of pool.state_dir"
         }
     }
 }

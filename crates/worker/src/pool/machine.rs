@@ -488,6 +488,11 @@ pub(super) struct Shape {
 }
 
 impl Shape {
+    /// That of a machine as its image says.
+    pub(super) fn fresh(image: &Image) -> Self {
+        Shape { mode: Mode::Fresh, cpus: image.cpus, memory_mib: image.memory_mib }
+    }
+
     /// That of a machine for an order.
     pub(super) fn of(order: &super::Order, image: &Image) -> Self {
         Shape {

@@ -3,6 +3,7 @@
 //! The pool knows builders and builds by name and number only, and nothing of steps or protocols.
 
 mod boot;
+mod budget;
 mod disks;
 mod error;
 mod generations;
@@ -10,7 +11,9 @@ mod greeting;
 mod guest_command;
 mod hold;
 mod host_keys;
+mod host_memory;
 mod identity;
+mod leasing;
 mod machine;
 mod network;
 mod raised;
@@ -21,6 +24,7 @@ mod slot;
 mod slots;
 mod state_dir;
 mod term;
+mod turn;
 mod way_in;
 
 use std::collections::BTreeMap;
@@ -35,18 +39,20 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::config::{self, Config, Image};
+use budget::{Budget, Need};
 pub(crate) use error::VmError;
 use generations::Generations;
 pub(crate) use generations::{Generation, Manifest};
 pub(crate) use hold::{Held, Hold};
+use machine::Shape;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence};
 pub(crate) use reboot::Rebooted;
 pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
 pub(crate) use save::Saved;
 use slot::Slot;
-pub(crate) use slots::Census;
 use slots::Slots;
+pub(crate) use turn::Wait;
 
 /// How long a slot may take to become free at the start, where an earlier run's QEMU may have to be ended.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -88,6 +94,7 @@ struct Inner {
     /// None if there are no images.
     hypervisor: Option<Hypervisor>,
     slots: Slots,
+    budget: Budget,
     disks: disks::Disks,
     generations: Generations,
     host_keys: host_keys::HostKeys,
@@ -146,13 +153,17 @@ impl Pool {
             slots::clean_beyond(&directory, pool.slots, pool.ssh_port_base).await;
             slots.extend((0..pool.slots).map(|number| Slot::new(number, pool.ssh_port_base, &directory)));
         }
-        let slots = Slots::new(slots);
+        let budget = Budget::open(&pool);
+        let slots = Slots::new(slots, budget.clone());
         if tokio::time::timeout(SETTLING, slots.settled()).await.is_err() {
             warn!("slots of an earlier run are still being cleaned");
         }
         for (name, image) in &config.images {
             if let Err(error) = std::fs::metadata(&image.disk) {
                 warn!(image = %name, disk = %image.disk.display(), "an image's disk can't be read: {error}");
+            }
+            if let Some(excess) = budget.never(Need::of(image, Shape::fresh(image))) {
+                warn!(image = %name, "no machine of the image will start: {excess}");
             }
         }
         let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
@@ -161,6 +172,7 @@ impl Pool {
             images,
             hypervisor,
             slots,
+            budget,
             disks: disks::Disks::new(disks::directory(&pool.state_dir)),
             host_keys: host_keys::HostKeys::new(pool.state_dir.join("host_keys")),
             networks: network::Networks::default(),
@@ -168,11 +180,6 @@ impl Pool {
             tasks: TaskTracker::new(),
             config: pool,
         })))
-    }
-
-    /// How the slots are.
-    pub(crate) fn census(&self) -> Census {
-        self.0.slots.census()
     }
 
     /// Starts a machine and waits until its guest runs commands. Dropping the future ends what was begun.
@@ -224,7 +231,7 @@ impl Pool {
         progress: &dyn Progress,
     ) -> Result<Arc<Machine>, VmError> {
         let asked = Instant::now();
-        let lease = self.lease(order, progress).await?;
+        let lease = self.lease(order, &image, progress).await?;
         let slot = lease.slot().number();
         let raised = async {
             let raised = self.boot(order, image, hypervisor, lease, progress).await?;

@@ -10,6 +10,10 @@
 //!
 //! Every slot begins in `Reclaiming`: what an earlier run left in it is dealt with before it is used. A slot is free
 //! only when its QEMU is gone and its files are, too; one that can't be cleaned is never handed out.
+//!
+//! Those who want one wait in one queue, for a slot and for what the [`Budget`] promises with it. Only the first in it is
+//! served: a small machine does not overtake a large one, which might else wait for ever. Slot and promise are got
+//! together or not at all, so that nobody who waits keeps from others what is of no use without the rest.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, TcpListener};
@@ -21,9 +25,11 @@ use qemu::Leftover;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use super::budget::{Budget, Need, Promise};
 use super::disks::DiskLock;
 use super::generations::Ground;
 use super::slot::Slot;
+use super::turn::{self, Step, Turn, Wait, Waiting};
 
 /// How long a slot that can't be cleaned is left alone before the next attempt.
 const QUARANTINE: Duration = Duration::from_secs(30);
@@ -31,13 +37,16 @@ const QUARANTINE: Duration = Duration::from_secs(30);
 /// How long a QEMU that was left in a slot has after each signal.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How many `lease`s may wait; more than any master starts builds on one worker.
+/// How many may come to the queue at once; more than any master starts builds on one worker.
 const WAITING: usize = 1024;
+
+/// How often the disk is looked at while it has too little space: nothing tells when that ends.
+const DISK_LOOK: Duration = Duration::from_secs(1);
 
 /// The slots of the pool.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots {
-    wanted: mpsc::Sender<oneshot::Sender<Lease>>,
+    wanted: mpsc::Sender<Want>,
     census: watch::Receiver<Census>,
 }
 
@@ -50,12 +59,35 @@ pub(crate) struct Census {
     pub free: u16,
     /// Those that can't be cleaned, and why.
     pub quarantined: Vec<(u16, String)>,
+    /// How many wait for one.
+    pub waiting: usize,
+    /// What they lack.
+    pub lack: Lack,
+}
+
+/// What those who wait lack, beyond what is on its way back from machines that have ended.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Lack {
+    pub slots: usize,
+    pub memory_mib: u64,
+    /// Whether the first of them waits for space on the disk.
+    pub disk: bool,
+}
+
+/// One who wants a slot.
+#[derive(Debug)]
+enum Want {
+    /// And waits for it.
+    Waiting(Waiting),
+    /// If nobody waits, and it is there.
+    AtOnce { need: Need, answer: oneshot::Sender<Option<Lease>> },
 }
 
 /// The use of a slot, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Lease {
     slot: Slot,
+    promise: Option<Promise>,
     disk: Option<DiskLock>,
     ground: Option<Ground>,
     returned: mpsc::UnboundedSender<Used>,
@@ -65,13 +97,14 @@ pub(crate) struct Lease {
 #[derive(Debug)]
 struct Used {
     slot: Slot,
+    promise: Option<Promise>,
     disk: Option<DiskLock>,
     ground: Option<Ground>,
 }
 
 impl Used {
     fn alone(slot: Slot) -> Self {
-        Used { slot, disk: None, ground: None }
+        Used { slot, promise: None, disk: None, ground: None }
     }
 }
 
@@ -105,8 +138,12 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         // Fails only if the slots' task has ended; then the next start cleans up.
-        let _ =
-            self.returned.send(Used { slot: self.slot.clone(), disk: self.disk.take(), ground: self.ground.take() });
+        let _ = self.returned.send(Used {
+            slot: self.slot.clone(),
+            promise: self.promise.take(),
+            disk: self.disk.take(),
+            ground: self.ground.take(),
+        });
     }
 }
 
@@ -114,28 +151,49 @@ impl Drop for Lease {
 enum State {
     Free,
     Leased,
-    Reclaiming,
-    Quarantined { why: String },
+    /// What was promised to its machine comes back with it.
+    Reclaiming {
+        memory_mib: u64,
+    },
+    Quarantined {
+        why: String,
+    },
 }
 
 impl Slots {
     /// Starts the slots' task. It ends when the last `Slots` and the last [`Lease`] are gone.
-    pub(crate) fn new(slots: Vec<Slot>) -> Self {
+    pub(crate) fn new(slots: Vec<Slot>, budget: Budget) -> Self {
         let (wanted, wants) = mpsc::channel(WAITING);
         let (census_out, census) = watch::channel(Census::default());
-        tokio::spawn(Keeper::new(slots, census_out).run(wants));
+        tokio::spawn(Keeper::new(slots, budget, census_out).run(wants));
         Slots { wanted, census }
     }
 
+    /// Takes a place in the queue for a slot with what the machine in it will need.
+    pub(crate) async fn queue(&self, need: Need) -> Turn {
+        let (waiting, turn) = turn::take(need);
+        // The task ends only after this handle, so this always succeeds.
+        let _ = self.wanted.send(Want::Waiting(waiting)).await;
+        turn
+    }
+
     /// Waits for a free slot, in the order of asking. Dropping the future gives up the place in the queue.
-    pub(crate) async fn lease(&self) -> Lease {
-        let (answer, lease) = oneshot::channel();
-        // The task ends only after this handle, so both always succeed.
-        let _ = self.wanted.send(answer).await;
-        match lease.await {
-            Ok(lease) => lease,
-            Err(_) => std::future::pending().await,
+    #[allow(dead_code, reason = "for machines that nobody ordered, which come next")]
+    pub(crate) async fn lease(&self, need: Need) -> Lease {
+        let mut turn = self.queue(need).await;
+        loop {
+            if let Step::Leased(lease) = turn.next().await {
+                return *lease;
+            }
         }
+    }
+
+    /// Leases a slot if there is one, with what the machine in it will need, and nobody waits for one.
+    #[allow(dead_code, reason = "for machines that nobody ordered, which come next")]
+    pub(crate) async fn lease_at_once(&self, need: Need) -> Option<Lease> {
+        let (answer, lease) = oneshot::channel();
+        let _ = self.wanted.send(Want::AtOnce { need, answer }).await;
+        lease.await.ok().flatten()
     }
 
     /// How the slots are now.
@@ -155,8 +213,9 @@ impl Slots {
 /// The task that owns the slots' states.
 struct Keeper {
     slots: Vec<(Slot, State)>,
+    budget: Budget,
     census: watch::Sender<Census>,
-    waiting: VecDeque<oneshot::Sender<Lease>>,
+    waiting: VecDeque<Waiting>,
     /// At most one message for each slot is in either of these, so they need no bound.
     returned: (mpsc::UnboundedSender<Used>, mpsc::UnboundedReceiver<Used>),
     cleaned: (mpsc::UnboundedSender<Cleaned>, mpsc::UnboundedReceiver<Cleaned>),
@@ -168,10 +227,11 @@ struct Cleaned {
 }
 
 impl Keeper {
-    fn new(slots: Vec<Slot>, census: watch::Sender<Census>) -> Self {
-        let slots = slots.into_iter().map(|slot| (slot, State::Reclaiming)).collect();
+    fn new(slots: Vec<Slot>, budget: Budget, census: watch::Sender<Census>) -> Self {
+        let slots = slots.into_iter().map(|slot| (slot, State::Reclaiming { memory_mib: 0 })).collect();
         let keeper = Keeper {
             slots,
+            budget,
             census,
             waiting: VecDeque::new(),
             returned: mpsc::unbounded_channel(),
@@ -184,19 +244,32 @@ impl Keeper {
         keeper
     }
 
-    async fn run(mut self, mut wants: mpsc::Receiver<oneshot::Sender<Lease>>) {
+    async fn run(mut self, mut wants: mpsc::Receiver<Want>) {
         let mut wanted = true;
-        while wanted || self.slots.iter().any(|(_, state)| matches!(state, State::Leased | State::Reclaiming)) {
+        // Promises of other slots, too, come out of the one budget.
+        let mut promises = self.budget.returned();
+        while wanted || self.slots.iter().any(|(_, state)| matches!(state, State::Leased | State::Reclaiming { .. })) {
             tokio::select! {
                 want = wants.recv(), if wanted => match want {
-                    Some(answer) => self.waiting.push_back(answer),
+                    Some(Want::Waiting(waiting)) => self.waiting.push_back(waiting),
+                    Some(Want::AtOnce { need, answer }) => {
+                        let lease = if self.waiting.is_empty() { self.place(need).ok() } else { None };
+                        // One who asks no more drops the lease, which returns the slot.
+                        let _ = answer.send(lease);
+                    }
                     None => wanted = false,
                 },
                 Some(used) = self.returned.1.recv() => {
-                    self.set(&used.slot, State::Reclaiming);
+                    let memory_mib = used.promise.as_ref().map_or(0, |promise| promise.need().memory_mib());
+                    self.set(&used.slot, State::Reclaiming { memory_mib });
                     self.reclaim(used, Duration::ZERO);
                 }
                 Some(Cleaned { used, result }) = self.cleaned.1.recv() => self.judge(used, result),
+                _ = promises.changed() => {}
+                () = turn::given_up(self.waiting.front_mut()) => {}
+                () = tokio::time::sleep(DISK_LOOK), if self.budget.disk_was_low() || self.waits_for_disk() => {
+                    self.budget.disk_is_low();
+                }
             }
             self.hand_out();
             self.tell();
@@ -213,7 +286,7 @@ impl Keeper {
         match result {
             Ok(()) => {
                 self.set(&used.slot, State::Free);
-                drop((used.disk, used.ground));
+                drop((used.promise, used.disk, used.ground));
             }
             Err(error) => self.quarantine(used, format!("{error:#}")),
         }
@@ -225,24 +298,50 @@ impl Keeper {
         self.reclaim(used, QUARANTINE);
     }
 
-    /// Gives free slots to those who wait, lowest number first.
+    /// Gives slots to those who wait, in their order, and tells the others what they wait for.
     fn hand_out(&mut self) {
-        while !self.waiting.is_empty() {
-            let Some(slot) = self.slots.iter().find(|(_, state)| *state == State::Free).map(|(slot, _)| slot.clone())
-            else {
-                return;
+        self.waiting.retain(|waiting| !waiting.has_left());
+        let first = loop {
+            let Some(first) = self.waiting.front() else { return };
+            match self.place(first.need) {
+                Ok(lease) => {
+                    if let Some(first) = self.waiting.pop_front() {
+                        first.serve(lease);
+                    }
+                }
+                Err(wait) => break wait,
+            }
+        };
+        for (ahead, waiting) in self.waiting.iter().enumerate() {
+            let wait = match first {
+                Wait::Short(first) if ahead > 0 => Wait::Turn { ahead, first },
+                _ => first.clone(),
             };
+            waiting.tell(wait);
+        }
+    }
+
+    /// Leases a free slot, that of the lowest number, with what its machine will need.
+    fn place(&mut self, need: Need) -> Result<Lease, Wait> {
+        loop {
+            let free = self.slots.iter().find(|(_, state)| *state == State::Free).map(|(slot, _)| slot.clone());
+            let Some(slot) = free else {
+                return Err(Wait::Slot { slots: self.count(|_| true), quarantined: self.quarantined() });
+            };
+            let promise = self.budget.promise(need, &slot.overlay()).map_err(Wait::Short)?;
             if let Err(error) = port_is_free(slot.ssh_port()) {
                 self.quarantine(Used::alone(slot), format!("{error:#}"));
                 continue;
             }
             self.set(&slot, State::Leased);
-            let lease = Lease { slot, disk: None, ground: None, returned: self.returned.0.clone() };
-            if let Some(answer) = self.waiting.pop_front() {
-                // One who waits no more drops the lease, which returns the slot.
-                let _ = answer.send(lease);
-            }
+            let returned = self.returned.0.clone();
+            return Ok(Lease { slot, promise: Some(promise), disk: None, ground: None, returned });
         }
+    }
+
+    fn waits_for_disk(&self) -> bool {
+        let wait = self.waiting.front().and_then(Waiting::waits_for);
+        matches!(wait, Some(Wait::Short(shortage)) if shortage.is_of_disk())
     }
 
     fn reclaim(&self, used: Used, after: Duration) {
@@ -256,19 +355,42 @@ impl Keeper {
 
     fn tell(&self) {
         let census = Census {
-            slots: u16::try_from(self.slots.len()).unwrap_or(u16::MAX),
-            free: u16::try_from(self.slots.iter().filter(|(_, state)| *state == State::Free).count())
-                .unwrap_or(u16::MAX),
-            quarantined: self
-                .slots
-                .iter()
-                .filter_map(|(slot, state)| match state {
-                    State::Quarantined { why } => Some((slot.number(), why.clone())),
-                    _ => None,
-                })
-                .collect(),
+            slots: self.count(|_| true),
+            free: self.count(|state| *state == State::Free),
+            quarantined: self.quarantined(),
+            waiting: self.waiting.len(),
+            lack: self.lack(),
         };
         self.census.send_if_modified(|old| std::mem::replace(old, census.clone()) != census);
+    }
+
+    fn lack(&self) -> Lack {
+        let coming = self.slots.iter().filter_map(|(_, state)| match state {
+            State::Free => Some(0),
+            State::Reclaiming { memory_mib } => Some(*memory_mib),
+            State::Leased | State::Quarantined { .. } => None,
+        });
+        let (slots, memory_mib) =
+            coming.fold((0, 0), |(slots, sum): (usize, u64), memory_mib| (slots + 1, sum + memory_mib));
+        let wanted: u64 = self.waiting.iter().map(|waiting| waiting.need.memory_mib()).sum();
+        let left = self.budget.memory_left_mib().unwrap_or(u64::MAX);
+        Lack {
+            slots: self.waiting.len().saturating_sub(slots),
+            memory_mib: wanted.saturating_sub(left.saturating_add(memory_mib)),
+            disk: self.waits_for_disk(),
+        }
+    }
+
+    fn count(&self, which: impl Fn(&State) -> bool) -> u16 {
+        u16::try_from(self.slots.iter().filter(|(_, state)| which(state)).count()).unwrap_or(u16::MAX)
+    }
+
+    fn quarantined(&self) -> Vec<(u16, String)> {
+        let why = |(slot, state): &(Slot, State)| match state {
+            State::Quarantined { why } => Some((slot.number(), why.clone())),
+            _ => None,
+        };
+        self.slots.iter().filter_map(why).collect()
     }
 }
 
@@ -314,82 +436,4 @@ pub(super) async fn clean_beyond(slots: &Path, count: u16, ssh_port_base: u16) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Slots whose ports nobody listens on, in a directory of their own.
-    fn slots(count: u16) -> (tempfile::TempDir, Slots) {
-        let directory = tempfile::tempdir().unwrap();
-        let base = loop {
-            // Others on this machine may have the next ones.
-            let base = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port();
-            if (0..count).all(|number| base.checked_add(number).is_some_and(|port| port_is_free(port).is_ok())) {
-                break base;
-            }
-        };
-        let slots = (0..count).map(|number| Slot::new(number, base, directory.path())).collect();
-        (directory, Slots::new(slots))
-    }
-
-    #[tokio::test]
-    async fn slots_are_leased_lowest_first_and_come_back_clean() {
-        let (directory, slots) = slots(2);
-        let stale = directory.path().join("0/overlay.qcow2");
-        std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
-        std::fs::write(&stale, "left by an earlier run").unwrap();
-        slots.settled().await;
-        assert!(!stale.exists());
-        let first = slots.lease().await;
-        let second = slots.lease().await;
-        assert_eq!((first.slot().number(), second.slot().number()), (0, 1));
-        assert_eq!(slots.census(), Census { slots: 2, free: 0, quarantined: vec![] });
-        std::fs::create_dir_all(first.slot().directory()).unwrap();
-        std::fs::write(first.slot().overlay(), "used").unwrap();
-        drop(first);
-        let again = slots.lease().await;
-        assert_eq!(again.slot().number(), 0);
-        assert!(!again.slot().directory().exists());
-    }
-
-    #[tokio::test]
-    async fn those_who_wait_are_served_in_order_and_those_who_left_are_skipped() {
-        let (_directory, slots) = slots(1);
-        let first = slots.lease().await;
-        let mut left = Box::pin(slots.lease());
-        let mut next = Box::pin(slots.lease());
-        assert!(futures_util::poll!(&mut left).is_pending());
-        assert!(futures_util::poll!(&mut next).is_pending());
-        drop(left);
-        drop(first);
-        assert_eq!(next.await.slot().number(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_slot_that_cannot_be_cleaned_is_quarantined_and_tried_again() {
-        let (directory, slots) = slots(2);
-        slots.settled().await;
-        let lease = slots.lease().await;
-        // A file where the slot's directory should be can't be removed as one.
-        std::fs::write(lease.slot().directory(), "in the way").unwrap();
-        drop(lease);
-        slots.settled().await;
-        let census = slots.census();
-        assert_eq!((census.free, census.quarantined.len()), (1, 1), "{census:?}");
-        let other = slots.lease().await;
-        assert_eq!(other.slot().number(), 1);
-        std::fs::remove_file(directory.path().join("0")).unwrap();
-        tokio::time::pause();
-        assert_eq!(slots.lease().await.slot().number(), 0);
-    }
-
-    #[tokio::test]
-    async fn a_slot_whose_port_is_taken_is_not_handed_out() {
-        let (_directory, slots) = slots(2);
-        slots.settled().await;
-        let port = slots.lease().await.slot().ssh_port();
-        slots.settled().await;
-        let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
-        assert_eq!(slots.lease().await.slot().number(), 1);
-        assert!(slots.census().quarantined[0].1.contains("pool.ssh_port_base"), "{:?}", slots.census());
-    }
-}
+mod tests;

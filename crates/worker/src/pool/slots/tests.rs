@@ -1,0 +1,201 @@
+//! Slots and their queue, on real ports and directories.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::super::budget::{Limits, QEMU_MIB, Space};
+use super::*;
+
+/// The memory of a machine in these tests, with QEMU's, in MiB.
+const MACHINE: u64 = 1024;
+
+/// What a machine needs that is so many times as large.
+fn need(times: u64) -> Need {
+    Need::new(u32::try_from(MACHINE * times - QEMU_MIB).expect("it is small"), None)
+}
+
+/// A pool with so many slots, memory for so many machines, and a disk whose free space a test sets.
+struct Scene {
+    directory: tempfile::TempDir,
+    slots: Slots,
+    free_mib: Arc<AtomicU64>,
+}
+
+fn scene(count: u16, machines: u64) -> Scene {
+    let directory = tempfile::tempdir().expect("a directory");
+    let base = loop {
+        // Others on this machine may have the next ones.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let base = listener.local_addr().expect("it has an address").port();
+        drop(listener);
+        if (0..count).all(|number| base.checked_add(number).is_some_and(|port| port_is_free(port).is_ok())) {
+            break base;
+        }
+    };
+    let free_mib = Arc::new(AtomicU64::new(1000));
+    let shown = Arc::clone(&free_mib);
+    let limits = Limits { memory_mib: Some(machines * MACHINE), low_water_mib: 100 };
+    let budget = Budget::new(limits, move || Ok(Space { free_mib: shown.load(Ordering::Relaxed), total_mib: 10_000 }));
+    let slots = (0..count).map(|number| Slot::new(number, base, directory.path())).collect();
+    Scene { slots: Slots::new(slots, budget), directory, free_mib }
+}
+
+/// A pool in which only the slots are few.
+fn slots(count: u16) -> (tempfile::TempDir, Slots) {
+    let Scene { directory, slots, .. } = scene(count, 100);
+    (directory, slots)
+}
+
+fn census(slots: u16, free: u16) -> Census {
+    Census { slots, free, quarantined: Vec::new(), waiting: 0, lack: Lack::default() }
+}
+
+/// What one who waits is told next.
+async fn told(turn: &mut Turn) -> String {
+    match turn.next().await {
+        Step::Leased(lease) => format!("slot {}", lease.slot()),
+        Step::Waits(Wait::Slot { slots, .. }) => format!("all {slots} slots"),
+        Step::Waits(Wait::Short(shortage)) => shortage.to_string(),
+        Step::Waits(Wait::Turn { ahead, first }) => format!("{ahead} ahead, {first}"),
+    }
+}
+
+#[tokio::test]
+async fn slots_are_leased_lowest_first_and_come_back_clean() {
+    let (directory, slots) = slots(2);
+    let stale = directory.path().join("0/overlay.qcow2");
+    std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
+    std::fs::write(&stale, "left by an earlier run").unwrap();
+    slots.settled().await;
+    assert!(!stale.exists());
+    let first = slots.lease(need(1)).await;
+    let second = slots.lease(need(1)).await;
+    assert_eq!((first.slot().number(), second.slot().number()), (0, 1));
+    assert_eq!(slots.census(), census(2, 0));
+    std::fs::create_dir_all(first.slot().directory()).unwrap();
+    std::fs::write(first.slot().overlay(), "used").unwrap();
+    drop(first);
+    let again = slots.lease(need(1)).await;
+    assert_eq!(again.slot().number(), 0);
+    assert!(!again.slot().directory().exists());
+}
+
+#[tokio::test]
+async fn those_who_wait_are_served_in_order_and_those_who_left_are_skipped() {
+    let (_directory, slots) = slots(1);
+    let first = slots.lease(need(1)).await;
+    let mut left = Box::pin(slots.lease(need(1)));
+    let mut next = Box::pin(slots.lease(need(1)));
+    assert!(futures_util::poll!(&mut left).is_pending());
+    assert!(futures_util::poll!(&mut next).is_pending());
+    drop(left);
+    drop(first);
+    assert_eq!(next.await.slot().number(), 0);
+}
+
+#[tokio::test]
+async fn a_slot_that_cannot_be_cleaned_is_quarantined_and_tried_again() {
+    let (directory, slots) = slots(2);
+    slots.settled().await;
+    let lease = slots.lease(need(1)).await;
+    // A file where the slot's directory should be can't be removed as one.
+    std::fs::write(lease.slot().directory(), "in the way").unwrap();
+    drop(lease);
+    slots.settled().await;
+    let census = slots.census();
+    assert_eq!((census.free, census.quarantined.len()), (1, 1), "{census:?}");
+    let other = slots.lease(need(1)).await;
+    assert_eq!(other.slot().number(), 1);
+    std::fs::remove_file(directory.path().join("0")).unwrap();
+    tokio::time::pause();
+    assert_eq!(slots.lease(need(1)).await.slot().number(), 0);
+}
+
+#[tokio::test]
+async fn a_slot_whose_port_is_taken_is_not_handed_out() {
+    let (_directory, slots) = slots(2);
+    slots.settled().await;
+    let port = slots.lease(need(1)).await.slot().ssh_port();
+    slots.settled().await;
+    let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).unwrap();
+    assert_eq!(slots.lease(need(1)).await.slot().number(), 1);
+    assert!(slots.census().quarantined[0].1.contains("pool.ssh_port_base"), "{:?}", slots.census());
+}
+
+#[tokio::test]
+async fn a_machine_waits_until_others_give_its_memory_back() {
+    let Scene { directory: _directory, slots, .. } = scene(4, 2);
+    slots.settled().await;
+    let (first, second) = (slots.lease(need(1)).await, slots.lease(need(1)).await);
+    let mut third = slots.queue(need(1)).await;
+    let short =
+        |promised, machines| format!("memory: {promised} of 2048 MiB are promised to {machines}, this one needs 1024");
+    assert_eq!(told(&mut third).await, short(2048, "2 machines"));
+    let lack = Lack { slots: 0, memory_mib: MACHINE, disk: false };
+    assert_eq!(slots.census(), Census { waiting: 1, lack, ..census(4, 2) });
+    drop(second);
+    assert_eq!(told(&mut third).await, "slot 1");
+    drop(first);
+    slots.settled().await;
+    assert_eq!(slots.census(), census(4, 4));
+}
+
+#[tokio::test]
+async fn a_small_machine_does_not_overtake_a_large_one() {
+    let Scene { directory: _directory, slots, .. } = scene(4, 3);
+    let lease = slots.lease(need(1)).await;
+    let mut large = slots.queue(need(3)).await;
+    let mut small = slots.queue(need(1)).await;
+    let short = "memory: 1024 of 3072 MiB are promised to 1 machine, this one needs 3072";
+    assert_eq!(told(&mut large).await, short);
+    assert_eq!(told(&mut small).await, format!("1 ahead, {short}"));
+    assert!(slots.lease_at_once(need(1)).await.is_none(), "one that does not wait overtook those that do");
+    drop(lease);
+    let large = large.next().await;
+    assert!(matches!(large, Step::Leased(_)), "{large:?}");
+    assert_eq!(told(&mut small).await, "memory: 3072 of 3072 MiB are promised to 1 machine, this one needs 1024");
+}
+
+#[tokio::test]
+async fn those_behind_one_who_leaves_are_served() {
+    let Scene { directory: _directory, slots, .. } = scene(4, 2);
+    slots.settled().await;
+    let _lease = slots.lease(need(1)).await;
+    let mut large = slots.queue(need(2)).await;
+    told(&mut large).await;
+    let mut small = slots.queue(need(1)).await;
+    told(&mut small).await;
+    drop(large);
+    assert_eq!(told(&mut small).await, "slot 1");
+}
+
+#[tokio::test]
+async fn leasing_pauses_while_the_disk_is_low() {
+    let Scene { directory: _directory, slots, free_mib } = scene(2, 2);
+    slots.settled().await;
+    free_mib.store(99, Ordering::Relaxed);
+    tokio::time::pause();
+    assert!(slots.lease_at_once(need(1)).await.is_none());
+    let mut turn = slots.queue(need(1)).await;
+    let low = "disk space: 99 MiB are free, and machines start with at least 100 (pool.disk_low_water_mib)";
+    assert_eq!(told(&mut turn).await, low);
+    let lack = Lack { slots: 0, memory_mib: 0, disk: true };
+    assert_eq!(slots.census(), Census { waiting: 1, lack, ..census(2, 2) });
+    free_mib.store(100, Ordering::Relaxed);
+    let asked = tokio::time::Instant::now();
+    assert_eq!(told(&mut turn).await, "slot 0");
+    assert!(asked.elapsed() < DISK_LOOK * 2, "{:?}", asked.elapsed());
+}
+
+#[tokio::test]
+async fn a_slot_at_once_is_there_or_not() {
+    let (_directory, slots) = slots(1);
+    slots.settled().await;
+    let lease = slots.lease_at_once(need(1)).await.expect("a slot is free");
+    assert!(slots.lease_at_once(need(1)).await.is_none());
+    let mut turn = slots.queue(need(1)).await;
+    assert_eq!(told(&mut turn).await, "all 1 slots");
+    assert_eq!(slots.census().lack, Lack { slots: 1, memory_mib: 0, disk: false });
+    drop(lease);
+    assert_eq!(told(&mut turn).await, "slot 0");
+}
