@@ -44,6 +44,10 @@ impl Machine {
             list.option("-object", Value::new("rng-random,id=rng0,filename=/dev/urandom"));
             list.option("-device", self.virtio("rng").then(",rng=rng0"));
         }
+        // It is in memory that the firmware sets aside, and there is none for it without PCI.
+        if features.vmgenid && self.has_pci() && self.memory != Memory::Own {
+            list.option("-device", Value::new("vmgenid,guid=auto"));
+        }
         list.option("-chardev", Value::new("file,id=console,append=off,path=").text(wiring.console_log));
         list.option("-serial", Value::new("chardev:console"));
         list.option("-chardev", Value::new(format!("socket,id=qmp,server=on,wait=off,fd={}", wiring.qmp)));
@@ -129,7 +133,12 @@ impl Machine {
         let format = drive.format.name();
         // Unlike -drive file=, this never takes the beginning of a path for the name of a protocol.
         let node = format!("driver={format},node-name=disk{number},discard=unmap,cache.no-flush={no_flush}");
-        list.option("-blockdev", Value::new(node).then(",file.driver=file,file.filename=").text(&drive.file));
+        list.option(
+            "-blockdev",
+            Value::new(node)
+                .then(format!(",file.driver=file,file.node-name=disk{number}-file,file.filename="))
+                .text(&drive.file),
+        );
         let boot = if self.boot == Boot::Disk { format!(",bootindex={number}") } else { String::new() };
         list.option("-device", self.virtio("blk").then(format!(",drive=disk{number}")).then(boot));
     }
@@ -213,7 +222,7 @@ mod tests {
     use super::*;
     use crate::{Format, Mac};
 
-    const ALL: Features = Features { sandbox: true, rng: true, rom: true };
+    const ALL: Features = Features { sandbox: true, rng: true, rom: true, vmgenid: true };
 
     fn machine() -> Machine {
         Machine {
@@ -274,7 +283,7 @@ mod tests {
 -kernel /images/vmlinuz
 -initrd /images/initrd.img
 -append root=/dev/vda console=ttyS0,115200
--blockdev driver=qcow2,node-name=disk0,discard=unmap,cache.no-flush=on,file.driver=file,file.filename=/slots/3/overlay.qcow2
+-blockdev driver=qcow2,node-name=disk0,discard=unmap,cache.no-flush=on,file.driver=file,file.node-name=disk0-file,file.filename=/slots/3/overlay.qcow2
 -device virtio-blk-pci,drive=disk0
 -netdev user,id=net0,restrict=off,hostfwd=tcp:127.0.0.1:2225-:22
 -device virtio-net-pci,netdev=net0,romfile=
@@ -299,7 +308,7 @@ mod tests {
         machine.extra_args = vec!["-device".to_owned(), "i6300esb".to_owned()];
         check(
             &machine,
-            Features { sandbox: false, rng: false, rom: false },
+            Features { sandbox: false, rng: false, rom: false, vmgenid: false },
             "
 -name guest=slot-3
 -no-user-config
@@ -310,9 +319,9 @@ mod tests {
 -cpu qemu64,+ssse3
 -smp 2
 -m 1024M
--blockdev driver=qcow2,node-name=disk0,discard=unmap,cache.no-flush=on,file.driver=file,file.filename=/slots/3/overlay.qcow2
+-blockdev driver=qcow2,node-name=disk0,discard=unmap,cache.no-flush=on,file.driver=file,file.node-name=disk0-file,file.filename=/slots/3/overlay.qcow2
 -device virtio-blk-pci,drive=disk0,bootindex=0
--blockdev driver=raw,node-name=disk1,discard=unmap,cache.no-flush=off,file.driver=file,file.filename=/data.img
+-blockdev driver=raw,node-name=disk1,discard=unmap,cache.no-flush=off,file.driver=file,file.node-name=disk1-file,file.filename=/data.img
 -device virtio-blk-pci,drive=disk1,bootindex=1
 -netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:2225-:22
 -device virtio-net-pci,netdev=net0,romfile=
@@ -393,6 +402,20 @@ mod tests {
         check(Memory::Private { file: file() }, true, &[object, machine, "1024M", "defer"]);
         let object = "memory-backend-file,id=ram0,size=1024M,share=off,mem-path=/t,,1/ram";
         check(Memory::Private { file: file() }, false, &[object, machine, "1024M", "defer"]);
+    }
+
+    #[test]
+    fn templates_and_clones_have_a_generation_where_qemu_has_the_device_and_the_machine_a_place_for_it() {
+        let check = |machine: Machine, vmgenid: bool, expected: bool| {
+            let args = machine.arguments(&Features { vmgenid, ..ALL }, wiring("/c"));
+            assert_eq!(args.iter().any(|arg| arg == "vmgenid,guid=auto"), expected, "{machine:?}");
+        };
+        let clone = || Machine { memory: Memory::Private { file: "/t/ram".into() }, ..machine() };
+        check(clone(), true, true);
+        check(Machine { memory: Memory::Shared { file: "/t/ram".into() }, ..machine() }, true, true);
+        check(machine(), true, false);
+        check(clone(), false, false);
+        check(Machine { machine_type: "microvm".to_owned(), ..clone() }, true, false);
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub struct Features {
     pub rng: bool,
     /// `rom=` of a memory file (QEMU 8.2): one that is opened for reading only can be memory that its guest writes to.
     pub rom: bool,
+    /// A device that tells the guest that it is not the only one that goes on from where it was: Linux 5.18 and later, built
+    /// with CONFIG_VMGENID, then seeds its random numbers anew.
+    pub vmgenid: bool,
 }
 
 impl Features {
@@ -108,7 +111,10 @@ fn read(program: &OsString, answers: &[u8], sandbox: bool) -> Result<(String, Fe
     let has = |device: &str| devices.contains(&device);
     match NEEDED.into_iter().find(|device| !has(device)) {
         Some(device) => Err(ProbeError::Device { program: program.clone(), device }),
-        None => Ok((version, Features { sandbox, rng: has("virtio-rng-pci"), rom: memory.contains(&"rom") })),
+        None => Ok((
+            version,
+            Features { sandbox, rng: has("virtio-rng-pci"), rom: memory.contains(&"rom"), vmgenid: has("vmgenid") },
+        )),
     }
 }
 
@@ -141,17 +147,19 @@ mod tests {
 
     #[test]
     fn features_come_from_what_there_is() {
-        let all = Features { sandbox: true, rng: true, rom: true };
-        let (blk, net, rng) = ("virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci");
-        check(&[blk, net, rng], &["readonly", "rom"], Ok(("7.2.9", all)));
-        check(&[blk, net], &["rom"], Ok(("7.2.9", Features { rng: false, ..all })));
-        check(&[blk, net, rng], &["readonly"], Ok(("7.2.9", Features { rom: false, ..all })));
+        let all = Features { sandbox: true, rng: true, rom: true, vmgenid: true };
+        let (blk, net, rng, generation) = ("virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "vmgenid");
+        check(&[blk, net, rng, generation], &["readonly", "rom"], Ok(("7.2.9", all)));
+        check(&[blk, net, generation], &["rom"], Ok(("7.2.9", Features { rng: false, ..all })));
+        check(&[blk, net, rng], &["rom"], Ok(("7.2.9", Features { vmgenid: false, ..all })));
+        check(&[blk, net, rng, generation], &["readonly"], Ok(("7.2.9", Features { rom: false, ..all })));
         check(&[blk], &["rom"], Err("\"qemu\" has no virtio-net-pci; install a QEMU that has"));
     }
 
     #[test]
     fn the_memory_of_a_frozen_machine_has_the_fewest_rights_that_do() {
-        let check = |rom, mode| assert_eq!(Features { sandbox: true, rng: true, rom }.memory_mode(), mode);
+        let check =
+            |rom, mode| assert_eq!(Features { sandbox: true, rng: true, rom, vmgenid: true }.memory_mode(), mode);
         check(true, 0o400);
         check(false, 0o600);
     }

@@ -4,6 +4,7 @@
 //! Qemu::probe ─▶ Qemu ─▶ accelerator(Accel) ─▶ Accelerated
 //!                 ├────▶ create_overlay(Base) / disk()
 //! Machine ────────┴────▶ Vm::start ─▶ Vm ─▶ boot(probe) ─▶ shutdown(Shutdown) ─▶ Ended
+//! Vm::freeze ─▶ a machine's memory, state and disk in files ─▶ Vm::restore ─▶ any number of Vm that go on from there
 //! Lan::join ─▶ Port, Cable ─▶ Vm::start_on: machines on an Ethernet of their own
 //! Pidfile::clear: what an earlier run left
 //! ```
@@ -23,16 +24,20 @@ mod arguments;
 mod disk;
 mod features;
 mod files;
+mod freeze;
+mod growth;
 mod identity;
 mod ladder;
 mod lan;
 mod leftovers;
 mod machine;
+mod migration;
 mod owner;
 mod pidfile;
 mod preflight;
 mod program;
 mod qemu;
+mod restore;
 mod shutdown;
 mod socket;
 mod start;
@@ -45,6 +50,7 @@ pub use arguments::Wiring;
 pub use disk::{Base, Disk, DiskError, Format};
 pub use features::{Features, ProbeError};
 pub use files::Files;
+pub use freeze::FreezeError;
 pub use identity::Identity;
 pub use ladder::{Patience, Rung};
 pub use lan::{Cable, Card, Lan, MAX_FRAME, MAX_MEMBERS, Mac, Port};
@@ -53,6 +59,7 @@ pub use machine::{Boot, Drive, Durability, Machine, Memory, Network, Outside};
 pub use pidfile::{Pidfile, PidfileError};
 pub use program::Program;
 pub use qemu::Qemu;
+pub use restore::RestoreError;
 pub use shutdown::{Ended, Shutdown, Stuck};
 pub use start::StartError;
 pub use state::{Exit, State};

@@ -34,14 +34,14 @@ pub struct Machine {
 pub enum Memory {
     /// In QEMU, and gone with it.
     Own,
-    /// In a file, which others can be started from once the machine was frozen: a template in the
+    /// In a file, which others can be started from once the machine was [frozen](crate::Vm::freeze): a template in the
     /// making. QEMU makes the file, for this user alone, or uses what is there.
     Shared {
         /// The file.
         file: PathBuf,
     },
     /// What the file of a frozen machine says, where this one has not written itself: a clone. Such a machine does not boot;
-    /// it is restored. The file is only read, and must stay as it is until QEMU is gone: a clone sees
+    /// it is [restored](crate::Vm::restore). The file is only read, and must stay as it is until QEMU is gone: a clone sees
     /// what changes in it, and a file that becomes shorter kills it (SIGBUS). It has the rights that
     /// [`Features::memory_mode`](crate::Features::memory_mode) says.
     Private {

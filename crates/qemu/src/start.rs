@@ -29,6 +29,9 @@ pub enum StartError {
         /// The pidfile that names it.
         pidfile: PathBuf,
     },
+    /// The machine has the memory of a frozen one, so there is nothing to boot: see [`Vm::restore`](crate::Vm::restore).
+    #[error("a machine with the memory of a frozen one can't boot; it can be restored")]
+    NotBootable,
     /// The pidfile could not be read or written.
     #[error(transparent)]
     Pidfile(#[from] PidfileError),
@@ -61,7 +64,7 @@ pub enum StartError {
 const START_PATIENCE: Duration = Duration::from_secs(30);
 
 /// How long a QEMU that has closed its monitor, or was killed, may take to be gone.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+pub(crate) const END_PATIENCE: Duration = Duration::from_secs(5);
 
 /// A QEMU that answers, and the task that owns its process.
 pub(crate) struct Started {

@@ -14,7 +14,7 @@ use crate::qmp::{Halt, Qmp};
 use crate::shutdown::{Ended, Shutdown, Stuck, climb, rung_of};
 use crate::start::{StartError, Started, start};
 use crate::state::{Change, Exit, State};
-use crate::{Cable, Files, Identity, Machine, Qemu, Rung, console};
+use crate::{Cable, Files, Identity, Machine, Memory, Qemu, Rung, console};
 
 /// A machine that runs, or ran. QEMU is a child of this process, in a process group of its own so that a terminal's
 /// Ctrl-C does not reach it, and dies with this process however that ends. Dropping the `Vm` kills it.
@@ -22,6 +22,7 @@ pub struct Vm {
     shared: Arc<Shared>,
     identity: Identity,
     files: Files,
+    memory: Memory,
     /// The lowest rung anybody who wants the machine shut down wants to be on.
     floor: watch::Sender<Option<Rung>>,
     climbing: Mutex<Option<tokio::task::AbortHandle>>,
@@ -71,9 +72,22 @@ impl Vm {
         files: Files,
         cable: Option<Cable>,
     ) -> Result<Self, StartError> {
+        match machine.memory {
+            Memory::Own | Memory::Shared { .. } => Self::launch(qemu, machine, files, cable).await,
+            Memory::Private { .. } => Err(StartError::NotBootable),
+        }
+    }
+
+    pub(crate) async fn launch(
+        qemu: &Qemu,
+        machine: &Machine,
+        files: Files,
+        cable: Option<Cable>,
+    ) -> Result<Self, StartError> {
         let Started { identity, qmp, states, signals } = start(qemu, machine, &files, cable).await?;
         let shared = Arc::new(Shared { pid: identity.pid, qmp, states, stuck: watch::Sender::new(false), signals });
-        Ok(Vm { shared, identity, files, floor: watch::Sender::new(None), climbing: Mutex::new(None) })
+        let memory = machine.memory.clone();
+        Ok(Vm { shared, identity, files, memory, floor: watch::Sender::new(None), climbing: Mutex::new(None) })
     }
 
     /// Returns QEMU's process id.
@@ -89,6 +103,11 @@ impl Vm {
     /// Returns the machine's files.
     pub fn files(&self) -> &Files {
         &self.files
+    }
+
+    /// Returns where the machine's memory is.
+    pub fn memory(&self) -> &Memory {
+        &self.memory
     }
 
     /// Returns QEMU's monitor.

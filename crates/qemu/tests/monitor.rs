@@ -1,10 +1,13 @@
 //! The QMP client against a server that does as it is told.
 
+use std::io::{IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
 use std::time::Duration;
 
 use qemu::qmp::{Event, Halt, Qmp, ShutdownCause};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest, Lines};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::timeout;
@@ -125,6 +128,44 @@ async fn a_closed_connection_ends_all_waiting_and_keeps_the_reason() {
     assert_eq!(timeout(DEADLINE, qmp.closed()).await, Ok(Some(cause)));
     let error = qmp.execute("ask", json!({})).await.expect_err("closed");
     assert_eq!(error.to_string(), "the connection to qemu's monitor is closed");
+}
+
+#[tokio::test]
+async fn a_descriptor_goes_along_with_the_command_that_names_it() {
+    let (qmp, server) = connected("").await;
+    let input = server.requests.into_inner().into_inner();
+    let receive = async {
+        let mut line = [0; 200];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
+        let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+        let stream = input.as_ref();
+        let received = stream.async_io(Interest::READABLE, || {
+            Ok(recvmsg(stream, &mut [IoSliceMut::new(&mut line)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?)
+        });
+        let bytes = timeout(DEADLINE, received).await.expect("in time").expect("received").bytes;
+        let request: Value = serde_json::from_slice(&line[..bytes]).expect("JSON");
+        let descriptors = ancillary.drain().flat_map(|message| match message {
+            RecvAncillaryMessage::ScmRights(descriptors) => descriptors.collect::<Vec<_>>(),
+            _ => Vec::new(),
+        });
+        (request, descriptors.collect::<Vec<_>>())
+    };
+    let (mut ours, theirs) = std::io::pipe().expect("a pipe");
+    let pass = async {
+        let mut passed = std::pin::pin!(qmp.pass("state", theirs.into()));
+        tokio::select! {
+            passed = &mut passed => panic!("nobody has answered: {passed:?}"),
+            received = receive => received,
+        }
+    };
+    let (request, descriptors) = pass.await;
+    assert_eq!((&request["execute"], &request["arguments"]), (&json!("getfd"), &json!({ "fdname": "state" })));
+    let [descriptor] = descriptors.try_into().expect("one descriptor");
+    std::fs::File::from(descriptor).write_all(b"through").expect("written");
+    // What we had of it is closed, or this would not end.
+    let mut text = String::new();
+    ours.read_to_string(&mut text).expect("readable");
+    assert_eq!(text, "through");
 }
 
 #[tokio::test]

@@ -1,10 +1,13 @@
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use serde_json::{Value, json};
 use thiserror::Error;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -66,6 +69,8 @@ const EVENTS: usize = 256;
 struct Request {
     command: String,
     arguments: Value,
+    /// What goes along with it.
+    descriptor: Option<OwnedFd>,
     answer: oneshot::Sender<Result<Value, QmpError>>,
 }
 
@@ -106,8 +111,24 @@ impl Qmp {
 
     /// Executes a command and returns what QEMU returns, or an error when the deadline is over.
     pub async fn execute_within(&self, command: &str, arguments: Value, deadline: Duration) -> Result<Value, QmpError> {
+        self.exchange(command, arguments, None, deadline).await
+    }
+
+    /// Gives QEMU a descriptor, which the next command that mentions it by this name takes over. A name does not begin with
+    /// a digit; one that is given again means the new descriptor.
+    pub async fn pass(&self, name: &str, descriptor: OwnedFd) -> Result<(), QmpError> {
+        self.exchange("getfd", json!({ "fdname": name }), Some(descriptor), PATIENCE).await.map(drop)
+    }
+
+    async fn exchange(
+        &self,
+        command: &str,
+        arguments: Value,
+        descriptor: Option<OwnedFd>,
+        deadline: Duration,
+    ) -> Result<Value, QmpError> {
         let (answer, answered) = oneshot::channel();
-        let request = Request { command: command.to_owned(), arguments, answer };
+        let request = Request { command: command.to_owned(), arguments, descriptor, answer };
         let exchange = async {
             self.requests.send(request).await.map_err(|_| QmpError::Closed)?;
             answered.await.map_err(|_| QmpError::Closed)?
@@ -211,7 +232,7 @@ impl Connection {
         }
     }
 
-    async fn send(&mut self, Request { command, arguments, answer }: Request) -> io::Result<()> {
+    async fn send(&mut self, Request { command, arguments, descriptor, answer }: Request) -> io::Result<()> {
         // Those who gave up waiting need no entry any more.
         self.waiting.retain(|_, (_, answer)| !answer.is_closed());
         self.last_id += 1;
@@ -219,7 +240,14 @@ impl Connection {
         let mut line = json!({ "execute": &command, "arguments": arguments, "id": self.last_id }).to_string();
         line.push('\n');
         self.waiting.insert(self.last_id, (command, answer));
-        timeout(WRITE_PATIENCE, self.output.write_all(line.as_bytes())).await?
+        let write = async {
+            let sent = match descriptor {
+                Some(descriptor) => send_with(self.output.as_ref(), line.as_bytes(), descriptor).await?,
+                None => 0,
+            };
+            self.output.write_all(&line.as_bytes()[sent..]).await
+        };
+        timeout(WRITE_PATIENCE, write).await?
     }
 
     fn take(&mut self, line: &[u8]) {
@@ -247,4 +275,16 @@ impl Connection {
             let _ = answer.send(result(command));
         }
     }
+}
+
+/// Sends the beginning of a line together with a descriptor (unix(7), `SCM_RIGHTS`), and returns how much of it.
+async fn send_with(stream: &UnixStream, line: &[u8], descriptor: OwnedFd) -> io::Result<usize> {
+    let send = || {
+        let descriptors = [descriptor.as_fd()];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+        let mut ancillary = SendAncillaryBuffer::new(&mut space);
+        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
+        Ok(sendmsg(stream, &[IoSlice::new(line)], &mut ancillary, SendFlags::NOSIGNAL)?)
+    };
+    stream.async_io(Interest::WRITABLE, send).await
 }

@@ -1,0 +1,297 @@
+//! Machines that are frozen, and those that go on from there, in real QEMU.
+
+mod common;
+#[path = "common/counter.rs"]
+mod counter;
+
+use std::fs;
+use std::time::{Duration, Instant};
+
+use common::{DEADLINE, SHORT, qemu, signal, within};
+use counter::{Counter, Workshop};
+use process::{ExitStatus, Signal};
+use qemu::{FreezeError, Machine, Memory, RestoreError, StartError, State, Vm};
+use serde_json::json;
+
+#[tokio::test]
+async fn clones_go_on_where_their_template_was_stopped_and_leave_it_as_it_is() {
+    let workshop = Workshop::new().await;
+    let mut template = workshop.boot(&workshop.template()).await;
+    template.counts(&["1", "2"]).await;
+    template.writes().await;
+    workshop.freeze(&template.vm).await.expect("it is frozen");
+    let before = workshop.contents();
+
+    let (one, two) = (workshop.clone_of_template("one"), workshop.clone_of_template("two"));
+    let (one, two) = tokio::join!(workshop.restore(&one), workshop.restore(&two));
+    let mut clones = [one.expect("it is restored"), two.expect("it is restored")];
+    for clone in &mut clones {
+        assert_eq!(clone.vm.state(), State::Booting);
+        assert_eq!(clone.vm.qmp().status().await.expect("it answers"), "running");
+        clone.counts(&["3", "4"]).await;
+        clone.writes().await;
+    }
+    clones[0].counts(&["5", "6"]).await;
+    clones[1].counts(&["5"]).await;
+    drop(clones);
+    assert!(workshop.contents() == before, "a clone changed its template");
+}
+
+#[tokio::test]
+async fn a_frozen_machine_has_ended_and_left_nothing_but_its_template() {
+    let workshop = Workshop::new().await;
+    let template = workshop.boot(&workshop.template()).await;
+    let exited = template.vm.exited();
+    workshop.freeze(&template.vm).await.expect("it is frozen");
+    let exit = within(exited).await;
+    let reason = exit.cause.as_ref().map(|cause| cause.reason.as_str());
+    assert_eq!((exit.status, reason, &*exit.stderr), (ExitStatus::Code(0), Some("host-qmp-quit"), ""));
+    assert_eq!(template.vm.state(), State::Exited(exit));
+    let files = workshop.files("template");
+    assert!(!files.pidfile.exists() && !files.qmp_socket.exists());
+    // The state is what little there is besides the memory.
+    let size = |file| fs::metadata(file).expect("it is there").len();
+    assert_eq!(size(workshop.memory()), 16 << 20);
+    assert!(size(workshop.state()) < 4 << 20, "{}", size(workshop.state()));
+}
+
+#[tokio::test]
+async fn neither_a_freeze_nor_a_restore_is_taken_for_a_halt() {
+    let workshop = Workshop::new().await;
+    let template = workshop.boot(&workshop.template()).await;
+    tokio::select! {
+        biased;
+        halt = template.vm.halted() => panic!("{halt}"),
+        frozen = workshop.freeze(&template.vm) => frozen.expect("it is frozen"),
+    }
+    let mut clone = workshop.restore(&workshop.clone_of_template("clone")).await.expect("it is restored");
+    let halted = clone.vm.halted();
+    tokio::select! {
+        biased;
+        halt = halted => panic!("{halt}"),
+        () = clone.counts(&["1", "2", "3"]) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_clone_that_is_halted_is_noticed() {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let mut clone = workshop.restore(&workshop.clone_of_template("clone")).await.expect("it is restored");
+    clone.say(b'p').await;
+    assert_eq!(within(clone.vm.halted()).await.to_string(), "guest-panicked");
+}
+
+#[tokio::test]
+async fn machines_of_every_kind_are_frozen_and_restored() {
+    for machine_type in ["q35", "q35,acpi=off", "pc", "microvm", "microvm,rtc=on,acpi=off"] {
+        let workshop = Workshop::new().await;
+        let of_type = |machine: Machine| Machine { machine_type: machine_type.to_owned(), ..machine };
+        // Not all have a second serial port.
+        let of_type = |machine| Machine { extra_args: Vec::new(), cpus: 2, ..of_type(machine) };
+        let template = of_type(workshop.template());
+        let vm = within(Vm::start(&workshop.qemu, &template, workshop.files("template"))).await.expect("it starts");
+        workshop.freeze(&vm).await.expect(machine_type);
+        let clone = of_type(Machine { drives: template.drives, ..workshop.clone_of_template("clone") });
+        let state = fs::File::open(workshop.state()).expect("it is there");
+        fs::set_permissions(workshop.disk("template"), std::os::unix::fs::PermissionsExt::from_mode(0o600))
+            .expect("set");
+        let vm = within(Vm::restore(&workshop.qemu, &clone, workshop.files("clone"), state)).await.expect(machine_type);
+        assert_eq!(vm.qmp().status().await.expect("it answers"), "running");
+    }
+}
+
+#[tokio::test]
+async fn each_clone_has_a_generation_of_its_own_and_the_same_network_address() {
+    let workshop = Workshop::new().await;
+    let told = async |vm: &Vm| {
+        let generation = vm.qmp().execute("query-vm-generation-id", json!({})).await.expect("it has one");
+        let network = vm.qmp().execute("human-monitor-command", json!({ "command-line": "info network" })).await;
+        let network = network.expect("it answers").as_str().expect("a text").to_owned();
+        let address = network.split("macaddr=").nth(1).map(|rest| rest[..17].to_owned());
+        (generation["guid"].as_str().expect("a text").to_owned(), address.expect("it has a card"))
+    };
+    let template = workshop.boot(&workshop.template()).await;
+    let mut all = vec![told(&template.vm).await];
+    workshop.freeze(&template.vm).await.expect("it is frozen");
+    for name in ["one", "two"] {
+        let clone = workshop.restore(&workshop.clone_of_template(name)).await.expect("it is restored");
+        all.push(told(&clone.vm).await);
+    }
+    let [(a, first), (b, second), (c, third)] = &all[..] else { panic!("{all:?}") };
+    assert!(a != b && b != c && a != c, "{all:?}");
+    assert!(first == second && second == third, "{all:?}");
+}
+
+#[tokio::test]
+async fn a_clone_has_only_that_memory_to_itself_which_it_wrote() {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let clone = workshop.restore(&workshop.clone_of_template("clone")).await.expect("it is restored");
+    let maps = fs::read_to_string(format!("/proc/{}/smaps", clone.vm.pid())).expect("readable");
+    let (_, of_memory) = maps.split_once("/template.ram\n").expect("it is mapped");
+    let kib = |name: &str| {
+        let line = of_memory.lines().find_map(|line| line.strip_prefix(name)?.strip_suffix(" kB"));
+        line.and_then(|kib| kib.trim().parse::<u32>().ok()).expect("a number")
+    };
+    // What it uses is the file's pages; those it wrote to are copies of its own, which the kernel calls anonymous.
+    let (size, used, own) = (kib("Size:"), kib("Rss:"), kib("Anonymous:"));
+    assert_eq!(size, 16 << 10);
+    assert!((1..used / 2).contains(&own), "{own} KiB of {used} KiB");
+}
+
+/// What comes of a state file changed like this.
+async fn check_state(change: fn(&mut Vec<u8>), expected: &str) {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let mut state = fs::read(workshop.state()).expect("readable");
+    change(&mut state);
+    fs::remove_file(workshop.state()).expect("removed");
+    fs::write(workshop.state(), state).expect("written");
+    let begun = Instant::now();
+    let error = workshop.restore(&workshop.clone_of_template("clone")).await.err().expect("it is not restored");
+    let (text, took) = (error.to_string(), begun.elapsed());
+    assert!(matches!(error, RestoreError::Exited(_)) && text.contains(expected), "{text}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(!workshop.files("clone").pidfile.exists());
+}
+
+#[tokio::test]
+async fn a_state_that_is_none_is_an_error_at_once() {
+    check_state(|state| state.clear(), "Not a migration stream").await;
+    check_state(|state| state.truncate(2), "Not a migration stream").await;
+    check_state(|state| state.truncate(state.len() / 2), "load of migration failed").await;
+    check_state(|state| state[..1000].fill(b'x'), "Not a migration stream").await;
+    check_state(|state| state.fill(0), "Not a migration stream").await;
+}
+
+/// What comes of a clone that is not what its template was.
+async fn check_machine(change: fn(&mut Machine), expected: &str) {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let mut machine = workshop.clone_of_template("clone");
+    change(&mut machine);
+    let error = workshop.restore(&machine).await.err().expect("it is not restored");
+    assert!(error.to_string().contains(expected), "{error}");
+    assert!(!workshop.files("clone").pidfile.exists());
+}
+
+#[tokio::test]
+async fn a_clone_that_is_another_machine_is_an_error() {
+    check_machine(|clone| clone.memory_mib = 32, "ram0 backing store size 0x1000000 is too small").await;
+    let refused = "load of migration failed";
+    check_machine(|clone| clone.memory_mib = 8, refused).await;
+    check_machine(|clone| clone.cpus = 2, refused).await;
+    check_machine(|clone| clone.machine_type = "pc".to_owned(), refused).await;
+    check_machine(|clone| clone.extra_args.clear(), refused).await;
+    check_machine(|clone| clone.memory = Memory::Private { file: "/no/such/file".into() }, "/no/such/file").await;
+    check_machine(|clone| clone.memory = Memory::Own, "not that of a frozen one").await;
+}
+
+#[tokio::test]
+async fn a_template_is_frozen_with_its_memory_in_a_file_only_and_a_clone_is_not_booted() {
+    let workshop = Workshop::new().await;
+    let own = workshop.boot(&workshop.machine("template", Memory::Own)).await;
+    assert!(matches!(workshop.freeze(&own.vm).await, Err(FreezeError::NotShared)));
+    assert_eq!(own.vm.qmp().status().await.expect("it answers"), "running");
+    let error = Vm::start(&workshop.qemu, &workshop.clone_of_template("clone"), workshop.files("clone")).await;
+    assert!(matches!(error, Err(StartError::NotBootable)));
+}
+
+#[tokio::test]
+async fn a_guest_that_is_halted_is_not_frozen() {
+    let workshop = Workshop::new().await;
+    let mut template = workshop.boot(&workshop.template()).await;
+    template.say(b'p').await;
+    within(template.vm.halted()).await;
+    let error = workshop.freeze(&template.vm).await.expect_err("it is halted").to_string();
+    assert_eq!(error, "the guest does not run any more: its state is guest-panicked");
+}
+
+#[tokio::test]
+async fn a_device_whose_state_can_not_be_saved_is_named() {
+    let workshop = Workshop::new().await;
+    let mut machine = workshop.template();
+    machine.extra_args.extend(["-device", "nvme,serial=1"].map(str::to_owned));
+    let template = workshop.boot(&machine).await;
+    let error = workshop.freeze(&template.vm).await.expect_err("it can't be").to_string();
+    assert!(error.starts_with("qemu can't save the machine's state: ") && error.contains("nvme"), "{error}");
+}
+
+#[tokio::test]
+async fn a_state_file_that_is_full_is_an_error() {
+    let workshop = Workshop::new().await;
+    let template = workshop.boot(&workshop.template()).await;
+    let full = fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let error = within(template.vm.freeze(full, DEADLINE)).await.expect_err("it is full").to_string();
+    assert!(error.starts_with("write the machine's state: No space left on device"), "{error}");
+}
+
+#[tokio::test]
+async fn a_qemu_that_hangs_is_not_waited_for_longer_than_asked() {
+    let workshop = Workshop::new().await;
+    let Counter { vm, .. } = workshop.boot(&workshop.template()).await;
+    signal(vm.pid(), Signal::SIGSTOP);
+    let state = fs::File::create(workshop.state()).expect("made");
+    let error = within(vm.freeze(state, SHORT)).await.expect_err("it hangs").to_string();
+    assert_eq!(error, "the machine was not frozen within 0.2 s");
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_killed_while_it_is_frozen_is_noticed_at_once() {
+    let workshop = Workshop::new().await;
+    let Counter { vm, .. } = workshop.boot(&workshop.template()).await;
+    signal(vm.pid(), Signal::SIGSTOP);
+    let state = fs::File::create(workshop.state()).expect("made");
+    let freeze = vm.freeze(state, DEADLINE);
+    // It has begun, and waits for an answer, when the other gets its turn.
+    let kill = async { signal(vm.pid(), Signal::SIGKILL) };
+    let (frozen, ()) = within(async { tokio::join!(freeze, kill) }).await;
+    let error = frozen.expect_err("it is dead").to_string();
+    assert_eq!(error, "qemu exited while the machine was frozen with signal 9 (SIGKILL)");
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_killed_while_it_is_restored_is_noticed_at_once() {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let machine = workshop.clone_of_template("clone");
+    let files = workshop.files("clone");
+    let base = qemu::Base { file: workshop.disk("template"), format: qemu::Format::Qcow2 };
+    qemu().await.create_overlay(&base, &workshop.disk("clone")).await.expect("created");
+    let state = fs::File::open(workshop.state()).expect("it is there");
+    let listener = workshop.listen("clone");
+    let restore = Vm::restore(&workshop.qemu, &machine, files.clone(), state);
+    let kill = async {
+        let (line, _) = listener.accept().await.expect("qemu connects");
+        let pid = line.peer_cred().expect("known").pid().expect("known");
+        signal(u32::try_from(pid).expect("a process id"), Signal::SIGKILL);
+    };
+    let (restored, ()) = within(async { tokio::join!(restore, kill) }).await;
+    let error = restored.expect_err("it is dead").to_string();
+    assert!(error.ends_with("with signal 9 (SIGKILL)"), "{error}");
+    assert!(!files.pidfile.exists() && !files.qmp_socket.exists());
+}
+
+#[tokio::test]
+async fn a_disk_that_grows_beyond_its_limit_is_told_once_it_does() {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let mut clone = workshop.restore(&workshop.clone_of_template("clone")).await.expect("it is restored");
+    let disk = workshop.disk("clone");
+    let size = || fs::metadata(&disk).expect("it is there").len();
+    let limit = size() + (1 << 20);
+    let mut grown = Box::pin(clone.vm.grows_beyond(limit));
+    let writes = async {
+        for _ in 0..100 {
+            clone.writes().await;
+        }
+    };
+    tokio::select! {
+        biased;
+        grown = &mut grown => grown.expect("it is told"),
+        () = writes => panic!("nobody is told"),
+    }
+    // It is told when the write that goes beyond begins. A cluster is 64 KiB.
+    assert!(size().abs_diff(limit) <= 128 << 10, "{} for {limit}", size());
+}
