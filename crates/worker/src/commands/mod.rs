@@ -19,7 +19,7 @@ pub(crate) mod scenery;
 #[cfg(test)]
 #[path = "../../../ssh/tests/servers/server.rs"]
 #[allow(dead_code, reason = "the tests of the ssh crate need more of it")]
-mod server;
+pub(crate) mod server;
 mod shell;
 mod transfer;
 pub(crate) mod vm;

@@ -141,6 +141,13 @@ impl Image {
         if image.warm > 0 && !image.template {
             section.problem("warm", &image.warm, "goes with template = true: warm machines are clones");
         }
+        if image.template && image.profile.restore.is_empty() {
+            let remedy = format!(
+                "needs a profile with a restore command; '{}' has none: leave it out, machines are booted then",
+                image.profile.name
+            );
+            section.problem("template", &image.template, &remedy);
+        }
         section.finish();
         image
     }

@@ -32,6 +32,10 @@ pub(crate) struct Profile {
     pub network: Template,
     /// Replaces the names that an earlier call gave to addresses by `{hosts}`: a line `ADDRESS NAME` for each.
     pub hosts: Template,
+    /// Readies the guest for being frozen; gets the program of [`crate::pool`]'s restorer on its standard input.
+    pub prepare: Template,
+    /// Makes a clone look new: see [`crate::pool`]'s part about clones for what is said over its standard streams.
+    pub restore: Template,
 }
 
 /// A command line with names in braces that words are put in place of.
@@ -107,6 +111,8 @@ struct Draft {
     clock: Option<Template>,
     network: Option<Template>,
     hosts: Option<Template>,
+    prepare: Option<Template>,
+    restore: Option<Template>,
 }
 
 impl Draft {
@@ -119,6 +125,8 @@ impl Draft {
             clock: template("clock"),
             network: template("network"),
             hosts: template("hosts"),
+            prepare: template("prepare"),
+            restore: template("restore"),
             base: section.optional("base", |text: String| Name::new(&text).ok_or("the name of a profile")),
             shell: section.optional("shell", |text: String| match text.as_str() {
                 "posix" => Ok(Shell::Posix),
@@ -149,6 +157,8 @@ impl Draft {
             clock: self.clock.or(base.clock),
             network: self.network.or(base.network),
             hosts: self.hosts.or(base.hosts),
+            prepare: self.prepare.or(base.prepare),
+            restore: self.restore.or(base.restore),
         }
     }
 
@@ -161,6 +171,11 @@ impl Draft {
             let remedy = "does not go with the shell; choose \"proc\" or \"ps\" with \"posix\", and \"taskkill\" with the others";
             return Err(("processes", remedy.to_owned()));
         }
+        let cloned = self.restore.as_ref().is_some_and(|command| !command.is_empty());
+        if cloned && shell != Shell::Posix {
+            let remedy = "goes with the shell \"posix\"; leave it empty: such guests are booted, not cloned";
+            return Err(("restore", remedy.to_owned()));
+        }
         Ok(Profile {
             name: name.clone(),
             dialect: Dialect { shell, ..processes },
@@ -170,6 +185,8 @@ impl Draft {
             clock: self.clock.unwrap_or_default(),
             network: self.network.unwrap_or_default(),
             hosts: self.hosts.unwrap_or_default(),
+            prepare: self.prepare.unwrap_or_default(),
+            restore: self.restore.unwrap_or_default(),
         })
     }
 }
@@ -220,6 +237,8 @@ pub(super) fn default(profiles: &BTreeMap<Name, Arc<Profile>>) -> Arc<Profile> {
             clock: Template::default(),
             network: Template::default(),
             hosts: Template::default(),
+            prepare: Template::default(),
+            restore: Template::default(),
         })
     })
 }

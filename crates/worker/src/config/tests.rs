@@ -109,6 +109,21 @@ fn slots_have_ports_and_sockets_have_short_paths() {
 }
 
 #[test]
+fn what_is_cloned_has_a_profile_that_can_restore() {
+    let image = "disk = '/d'\nuser = 'u'\nkey = '/k'\ntemplate = true";
+    check(
+        &format!(
+            "{MINIMAL}[profiles.p]\nbase = 'linux'\nrestore = ''\n
+            [images.i]\n{image}\nprofile = 'p'\n[images.j]\n{image}\nprofile = 'freebsd'\n[images.k]\n{image}"
+        ),
+        &[
+            "images.i.template = true: needs a profile with a restore command; 'p' has none: leave it out, machines are booted then",
+            "images.j.template = true: needs a profile with a restore command; 'freebsd' has none: leave it out, machines are booted then",
+        ],
+    );
+}
+
+#[test]
 fn warm_machines_are_clones_in_slots() {
     let image = "disk = \"/d\"\nuser = \"u\"\nkey = \"/k\"";
     check(
@@ -228,6 +243,9 @@ fn profiles_that_lead_nowhere_are_refused() {
             [profiles.e]
             base = 'windows'
             shell = 'posix'
+            [profiles.g]
+            base = 'windows'
+            restore = 'x'
             [images.i]
             disk = '/d'
             user = 'u'
@@ -238,9 +256,10 @@ fn profiles_that_lead_nowhere_are_refused() {
             "profiles.d.shell = \"fish\": should be \"posix\", \"powershell\" or \"cmd\"",
             "profiles.a.base: leads back to the profile itself; name one that does not",
             "profiles.b.base: leads back to the profile itself; name one that does not",
-            "profiles.c.base: 'none' is not a profile; there are a, b, c, d, e, freebsd, linux, windows",
+            "profiles.c.base: 'none' is not a profile; there are a, b, c, d, e, freebsd, g, linux, windows",
             "profiles.d.shell: is missing; set it, or base to a profile that has it such as \"linux\"",
             "profiles.e.processes: does not go with the shell; choose \"proc\" or \"ps\" with \"posix\", and \"taskkill\" with the others",
+            "profiles.g.restore: goes with the shell \"posix\"; leave it empty: such guests are booted, not cloned",
             "images.i.profile = \"f\": should be a profile: freebsd, linux, windows",
         ],
     );
@@ -257,6 +276,8 @@ fn commands(profile: &str) -> Vec<(&'static str, String)> {
         ("address", "10.77.0.1"),
         ("prefix", "24"),
         ("hosts", "10.77.0.1 a\n10.77.0.2 it's"),
+        ("machine_id", "0123456789abcdef0123456789abcdef"),
+        ("host_name", "i-1"),
     ];
     let all = [
         ("environment", &profile.environment),
@@ -265,16 +286,20 @@ fn commands(profile: &str) -> Vec<(&'static str, String)> {
         ("clock", &profile.clock),
         ("network", &profile.network),
         ("hosts", &profile.hosts),
+        ("prepare", &profile.prepare),
+        ("restore", &profile.restore),
     ];
-    all.map(|(name, command)| (name, profile.fill(command, &words).expect("every built-in profile has all of them")))
-        .to_vec()
+    all.into_iter().filter_map(|(name, command)| Some((name, profile.fill(command, &words)?))).collect()
 }
 
 #[test]
 fn built_in_profiles_have_every_command_and_sh_can_read_theirs() {
-    for profile in ["linux", "freebsd", "windows"] {
-        for (name, command) in commands(profile) {
-            for word in ["{time}", "{mac}", "{address}", "{prefix}", "{hosts}"] {
+    for (profile, expected) in [("linux", 8), ("freebsd", 6), ("windows", 6)] {
+        let commands = commands(profile);
+        // Only Linux can be cloned.
+        assert_eq!(commands.len(), expected, "{profile}");
+        for (name, command) in commands {
+            for word in ["{time}", "{mac}", "{address}", "{prefix}", "{hosts}", "{machine_id}", "{host_name}"] {
                 assert!(!command.contains(word), "{profile}.{name} has a word left: {command}");
             }
             if profile != "windows" {

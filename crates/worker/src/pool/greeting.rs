@@ -83,6 +83,11 @@ fn parse(answer: &[u8]) -> Option<(i64, Vec<(String, String)>)> {
     Some((clock, variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
 }
 
+/// The variables of what a profile's `environment` command answered.
+pub(super) fn environment(answer: &[u8]) -> Option<Vec<(String, String)>> {
+    parse(answer).map(|(_, environment)| environment)
+}
+
 /// By how many seconds a clock is off that showed these whole seconds at some moment between two.
 fn off_by(clock: i64, before: SystemTime, after: SystemTime) -> Option<i64> {
     let seconds = |time: SystemTime| time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs().cast_signed());
