@@ -70,8 +70,8 @@ def start_kvm_worker(contestant: Contestant, paths: Paths, directory: Path, mast
     return Program(contestant.name, command, directory, plain())
 
 
-#: A guest, as contrib/images/README.md has it.
-CONFIGURATION = """\
+#: A worker that has machines.
+WORKER = """\
 [worker]
 master = "pb://127.0.0.1:{port}"
 name = "{name}"
@@ -79,18 +79,21 @@ password_file = "{directory}/password"
 basedir = "{directory}/basedir"
 
 [pool]
-slots = 1
+slots = {slots}
 state_dir = "{directory}/state"
 ssh_port_base = {ssh_port}
+"""
 
-[images.guest]
-disk = "{images}/debian-plain.qcow2"
+#: A guest, as contrib/images/README.md has it.
+IMAGE = """
+[images.{name}]
+disk = "{files}/{disk}"
 format = "qcow2"
-kernel = "{images}/vmlinuz"
-initrd = "{images}/initrd.img"
+kernel = "{files}/vmlinuz"
+initrd = "{files}/initrd.img"
 append = "console=ttyS0 root=/dev/vda no_timer_check"
 user = "buildbot"
-key = "{images}/id_ed25519"
+key = "{files}/id_ed25519"
 """
 
 
@@ -98,14 +101,20 @@ def start_copier(paths: Paths, master: Master) -> Program:
     """Start a worker that has a guest."""
     directory = paths.bench / COPIER.name
     shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir()
+    image = IMAGE.format(name="guest", files=paths.images, disk="debian-plain.qcow2")
+    return start_with_machines(COPIER.name, directory, 1, image, paths, master)
+
+
+def start_with_machines(
+    name: str, directory: Path, slots: int, images: str, paths: Paths, master: Master, accel: str = "auto"
+) -> Program:
+    """Start a worker that has images, in a directory that may have been another's."""
+    directory.mkdir(exist_ok=True)
     directory.joinpath("password").write_text(master.password + "\n")
-    configuration = CONFIGURATION.format(
-        port=master.pb, name=COPIER.name, directory=directory, ssh_port=master.ssh_port, images=paths.images
-    )
-    directory.joinpath("worker.toml").write_text(configuration)
+    worker = WORKER.format(port=master.pb, name=name, directory=directory, slots=slots, ssh_port=master.ssh_port)
+    directory.joinpath("worker.toml").write_text(f'{worker}accel = "{accel}"\n{images}')
     command = [str(paths.kvm_worker), "run", f"--config={directory / 'worker.toml'}"]
-    return Program(COPIER.name, command, directory, plain())
+    return Program(name, command, directory, plain())
 
 
 def plain() -> dict[str, str]:

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from events import ANSWER, Events
+from guests import COUNTED, COUNTS, GUESTS
 from plan import CONTESTANTS, COPIER, COPIES, Paths, Sizes
-from problem import Problem
+from problem import Failed, Problem
 from program import Program
 
 #: Seconds within which the master starts, and a worker finds it.
@@ -35,6 +36,9 @@ QUIET = 0.03
 #: Seconds a build may take. A log of full size takes most of a minute on a slow machine.
 LONGEST = 900
 
+#: A worker needs one for each slot, and one more.
+SSH_PORTS = max(COUNTS) + 1
+
 SUBJECTS = ("workers/*/connected", "buildrequests/*/complete")
 
 SUCCESS = 0
@@ -45,19 +49,23 @@ class Build:
     """A build that succeeded."""
 
     buildid: int
-    #: What each of its steps took.
-    seconds: list[float]
+    properties: dict[str, Any]
+
+    @property
+    def seconds(self) -> list[float]:
+        """Give what each of its timed steps took."""
+        return [span["ended"] - span["began"] for span in self.properties["spans"]]
 
 
 class Master:
     """A master with a new database that listens on 127.0.0.1 alone."""
 
-    def __init__(self, paths: Paths, sizes: Sizes) -> None:
+    def __init__(self, paths: Paths, sizes: Sizes, accel: str) -> None:
         self.password = secrets.token_urlsafe()
         self.uploads = paths.bench / "uploads"
-        #: The port that leads to the guest.
-        self.ssh_port: int
-        www, self.pb, self.msgpack, self.ssh_port = free_ports(4)
+        www, self.pb, self.msgpack, by_hand = free_ports(4)
+        #: The first of the ports that lead to guests.
+        self.ssh_port = free_ports_in_a_row(SSH_PORTS)
         self._url = f"http://127.0.0.1:{www}/api/v2/"
         shutil.rmtree(paths.master, ignore_errors=True)
         self.uploads.mkdir(exist_ok=True)
@@ -69,6 +77,11 @@ class Master:
             "copier": COPIER.name,
             "copies": COPIES,
             "key": str(paths.images / "id_ed25519"),
+            "guests": [guest.told(paths) for guest in GUESTS],
+            "counts": COUNTS,
+            "counted": COUNTED,
+            "by_hand": by_hand,
+            "accel": accel,
             "contestants": [contestant.name for contestant in CONTESTANTS],
             "password": self.password,
             "www": www,
@@ -103,7 +116,7 @@ class Master:
                 return
 
     def build(self, builder: str, worker: Program) -> Build:
-        """Have a builder build, and wait for its success."""
+        """Have a builder build, and wait for its end. Raises Failed if that is no success."""
         builderid = self._get(f"builders/{builder}")["builders"][0]["builderid"]
         call = {"jsonrpc": "2.0", "id": 1, "method": "force", "params": {"builderid": builderid}}
         _, requests = self._ask(f"forceschedulers/force-{builder}", json.dumps(call).encode())["result"]
@@ -111,11 +124,11 @@ class Master:
         for key, message in self._events.messages(LONGEST, [self.program, worker], f"the build of {builder}"):
             if key[0] == "buildrequests" and message["buildrequestid"] == request:
                 if message["results"] != SUCCESS:
-                    raise Problem(f"{builder} failed ({message['results']}): see the logs in .cache/bench")
+                    raise Failed(f"{builder} failed ({message['results']}): see the logs in .cache/bench")
                 break
         buildid = self._get(f"builds?buildrequestid={request}")["builds"][0]["buildid"]
         properties = self._get(f"builds/{buildid}/properties")["properties"][0]
-        return Build(buildid, properties["seconds"][0])
+        return Build(buildid, {name: value for name, (value, _) in properties.items()})
 
     def settle(self) -> None:
         """Wait until the master has done what it does after a build, of which it tells nobody."""
@@ -164,6 +177,14 @@ def free_ports(count: int) -> list[int]:
     for listener in listeners:
         listener.close()
     return ports
+
+
+def free_ports_in_a_row(count: int) -> int:
+    """Give the first of so many."""
+    while True:
+        (first,) = free_ports(1)
+        if first + count <= 65536 and not any(listens(first + number) for number in range(count)):
+            return first
 
 
 def listens(port: int) -> bool:

@@ -7,7 +7,7 @@ import os
 import random
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,20 +22,26 @@ class Measurements:
     """What was measured of each contestant, by the name of the measure, over all rounds."""
 
     def __init__(self) -> None:
-        self._values: dict[tuple[Contestant, str], list[float]] = defaultdict(list)
+        self._values: dict[tuple[Hashable, str], list[float]] = defaultdict(list)
 
-    def add(self, contestant: Contestant, measure: str, values: Iterable[float]) -> None:
+    def add(self, contestant: Hashable, measure: str, values: Iterable[float]) -> None:
         self._values[contestant, measure].extend(values)
 
-    def median(self, contestant: Contestant, measure: str) -> float | None:
+    def count(self, contestant: Hashable, measure: str) -> int:
+        """Give how many values there are."""
+        return len(self._values.get((contestant, measure), ()))
+
+    def median(self, contestant: Hashable, measure: str) -> float | None:
         """Give the middle value, or nothing if there is none."""
         values = self._values.get((contestant, measure))
         return statistics.median(values) if values else None
 
-    def percentile95(self, contestant: Contestant, measure: str) -> float | None:
+    def percentile95(self, contestant: Hashable, measure: str) -> float | None:
         """Give the value that 95 of 100 do not exceed."""
-        values = self._values.get((contestant, measure))
-        return statistics.quantiles(values, n=20, method="inclusive")[-1] if values else None
+        values = self._values.get((contestant, measure), [])
+        if len(values) < 2:
+            return values[0] if values else None
+        return statistics.quantiles(values, n=20, method="inclusive")[-1]
 
 
 class Round:

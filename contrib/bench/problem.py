@@ -5,3 +5,7 @@ from __future__ import annotations
 
 class Problem(Exception):
     """A sentence for the person at the terminal: what is wrong, and what to do about it."""
+
+
+class Failed(Problem):
+    """A build that did not end well. The next one may."""

@@ -25,7 +25,7 @@ class Program:
         self.name = name
         # What Twisted's programs say goes to a file of their own; the output is what they said before that.
         self._logs = (directory / "twistd.log", directory.with_suffix(".log"))
-        with self._logs[-1].open("wb") as log:
+        with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 # Even a benchmark that is killed takes its programs along.
                 ["setpriv", "--pdeathsig", "TERM", *command],
@@ -40,6 +40,11 @@ class Program:
         #: Readable once the program has ended.
         self.end = os.pidfd_open(self._process.pid)
 
+    @property
+    def log(self) -> Path:
+        """What it printed."""
+        return self._logs[-1]
+
     def stop(self) -> None:
         """Tell it to end, and make it after a while."""
         self._process.terminate()
@@ -48,7 +53,7 @@ class Program:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise Problem(f"{self.name} did not end within {GRACE} s and was killed: see {self._logs[-1]}") from None
+            raise Problem(f"{self.name} did not end within {GRACE} s and was killed: see {self.log}") from None
         finally:
             os.close(self.end)
 

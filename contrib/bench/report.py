@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from measurements import Measurements
 from plan import COPIER, DIRECTIONS, PROGRAMS, PROTOCOLS, WAYS, WHATS, Contestant
 
-BEGIN = "<!-- measured: contrib/bench/run --write puts what it measured between these two lines -->"
-END = "<!-- measured: end -->"
+#: The lines of the page that tables go between.
+MARKS = (
+    "<!-- measured: contrib/bench/run --write puts what it measured between these two lines -->",
+    "<!-- measured: end -->",
+)
 
 TITLES = {"pb": "PB", "msgpack": "MessagePack"}
 
@@ -123,8 +126,8 @@ def table(rows: list[list[str]]) -> str:
     return "\n".join(lines())
 
 
-def replaced(page: str, section: str) -> str | None:
-    """Put a section between the page's two marks. Gives nothing if the page has no such marks."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n{section}\n\n{END}{after}" if begin and end else None
+def replaced(page: str, section: str, marks: tuple[str, str]) -> str | None:
+    """Put a section between two marks of the page. Gives nothing if the page has no such marks."""
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
+    return f"{before}{begin}\n\n{section}\n\n{end}{after}" if begin and end else None
