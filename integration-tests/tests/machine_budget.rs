@@ -102,3 +102,30 @@ fn low_disk_pauses_leasing_until_there_is_space() -> Result<()> {
     assert_eq!(warnings, 1, "the pause was not told once");
     rig.finish()
 }
+
+#[test]
+fn machine_that_writes_too_much_is_ended_alone() -> Result<()> {
+    let writes = |mib: u32| {
+        format!(
+            r#"steps.StartVM(image="plain"),
+               steps.VMShellCommand(command="dd if=/dev/zero of=large bs=1M count={mib} && sync && echo written"),
+               steps.StopVM(),"#
+        )
+    };
+    let master = Master::plan().builder("little", &writes(16)).builder("much", &writes(500)).start()?;
+    let rig = Rig::of(master, |host| {
+        host.set("pool.slots", 2);
+        host.image("plain", Guest::plain()?.with("overlay_limit_mib", 64));
+        Ok(())
+    })?;
+    let (little, much) = (rig.master.force("little")?, rig.master.force("much")?);
+    let much = rig.master.complete(much, WITH_GUESTS)?;
+    much.ended(Results::Exception)?;
+    contains_all(&much.step("vm-shell")?.state_string, &["64 MiB", "overlay_limit_mib"])?;
+    ensure!(!much.step("vm-shell")?.stdio().stdout.contains("written"), "it wrote all: {}", much.story());
+    let little = rig.master.complete(little, WITH_GUESTS)?;
+    little.succeeded()?;
+    assert_eq!(little.step("vm-shell")?.stdio().stdout, "written\n");
+    rig.host.slots_clean()?;
+    rig.finish()
+}

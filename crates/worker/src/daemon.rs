@@ -490,7 +490,7 @@ async fn run_in_guest(
     let Some((context, guest, reporter)) = commands::vm::enter(context, entering, reporter).await else { return };
     let console = console_log.map(|name| reporter.log_writer(name));
     let fate = machine.fate();
-    let work = commands::run_until(context, command, Arc::new(guest), fate.expired(), reporter);
+    let work = commands::run_until(context, command, Arc::new(guest), fate.over(), reporter);
     match console {
         Some(log) => commands::vm::beside(work, &machine, log).await,
         None => work.await,

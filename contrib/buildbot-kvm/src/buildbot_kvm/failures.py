@@ -30,6 +30,7 @@ RESULTS: dict[str, int] = {
     "vm_save_failed": EXCEPTION,
     "vm_reboot_failed": EXCEPTION,
     "vm_expired": EXCEPTION,
+    "vm_outgrown": EXCEPTION,
     "vm_host_refused": EXCEPTION,
 }
 

@@ -188,7 +188,7 @@ impl Work<'_> {
         let fate = machine.fate();
         let copied: Result<_, VmError> = tokio::select! {
             biased;
-            expired = fate.expired() => Err(expired),
+            over = fate.over() => Err(over),
             copied = work => copied,
             never = shown.follow() => match never {},
         };
@@ -241,7 +241,7 @@ impl Work<'_> {
                 return Ok(());
             }
             // What is not there any more holds nothing; its name is given up.
-            Err(VmError::Lost { reason } | VmError::Expired { reason }) => {
+            Err(VmError::Lost { reason } | VmError::Expired { reason } | VmError::Outgrown { reason }) => {
                 self.pool.stop(&owner, None).await;
                 if let Disposal::Save(image) = &stop.disposal {
                     let (vm, image) = (stop.vm.clone(), image.clone());

@@ -57,7 +57,7 @@ pub(crate) struct Image {
     pub fresh_machine_id: bool,
     /// Whether each clone gets a host name of its own.
     pub fresh_host_name: bool,
-    /// How large the overlay of a machine may grow, in MiB.
+    /// How large the overlay of a fresh machine may grow, in MiB.
     pub overlay_limit_mib: Option<u32>,
     /// More arguments for QEMU.
     pub qemu_args: Vec<String>,

@@ -57,6 +57,9 @@ pub(crate) enum VmError {
     /// It was there until its time was over.
     #[error("{reason}")]
     Expired { reason: String },
+    /// It was there until its disk had grown too large.
+    #[error("{reason}")]
+    Outgrown { reason: String },
     /// The worker runs nothing on its host.
     #[error(
         "the command is for the worker's host, where worker.host_commands = false allows none: bind the builder to a vm with \
@@ -81,6 +84,7 @@ impl VmError {
             VmError::NotRunning(_) | VmError::BeingStarted(_) => "vm_not_running",
             VmError::Lost { .. } => "vm_lost",
             VmError::Expired { .. } => "vm_expired",
+            VmError::Outgrown { .. } => "vm_outgrown",
             VmError::HostRefused => "vm_host_refused",
         }
     }

@@ -92,6 +92,8 @@ pub(crate) enum Status {
     Died { reason: String },
     /// The time that the builder might have it is over; the reason is a sentence.
     Expired { reason: String },
+    /// Its disk grew beyond what it may; the reason is a sentence.
+    Outgrown { reason: String },
 }
 
 /// How a machine was stopped.
@@ -146,7 +148,7 @@ impl Fate {
         let mut status = self.status.clone();
         let ended = status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone());
         match ended {
-            Ok(Status::Died { reason } | Status::Expired { reason }) => reason,
+            Ok(Status::Died { reason } | Status::Expired { reason } | Status::Outgrown { reason }) => reason,
             _ => format!("vm '{}' was stopped", self.vm),
         }
     }
@@ -157,18 +159,19 @@ impl Fate {
         let ended = async { status.wait_for(|status| *status != Status::Up).await.map(|status| status.clone()) };
         match tokio::time::timeout(UNSEEN, ended).await {
             Ok(Ok(Status::Expired { reason })) => Some(VmError::Expired { reason }),
+            Ok(Ok(Status::Outgrown { reason })) => Some(VmError::Outgrown { reason }),
             Ok(_) => Some(VmError::Lost { reason: self.gone().await }),
             Err(_) => None,
         }
     }
 
-    /// Waits until its time is over.
-    pub(crate) async fn expired(&self) -> VmError {
+    /// Waits until it is ended for what it took of the host: its time is over, or its disk has grown too large.
+    pub(crate) async fn over(&self) -> VmError {
         let mut status = self.status.clone();
-        let ended =
-            status.wait_for(|status| matches!(status, Status::Expired { .. })).await.map(|status| status.clone());
-        match ended {
+        let ended = status.wait_for(|status| matches!(status, Status::Expired { .. } | Status::Outgrown { .. }));
+        match ended.await.map(|status| status.clone()) {
             Ok(Status::Expired { reason }) => VmError::Expired { reason },
+            Ok(Status::Outgrown { reason }) => VmError::Outgrown { reason },
             // It has ended otherwise, and nobody will say anything more of it.
             _ => std::future::pending().await,
         }
@@ -297,6 +300,11 @@ impl Machine {
                 self.ended(then);
                 if self.shut_down(patience).await.is_ok() { "its time was over" } else { "it could not be stopped" }.to_owned()
             }
+            outgrown = self.outgrown() => {
+                self.ended(outgrown);
+                self.end().await;
+                "its disk had grown too large".to_owned()
+            }
         };
         let status = if self.stopping.load(Ordering::Relaxed) {
             Status::Stopped
@@ -310,6 +318,27 @@ impl Machine {
         self.ended(status);
         self.gone.send_replace(true);
         self.status()
+    }
+
+    /// Waits until its disk has grown beyond what it may. One that persists may grow: see `Need::of`.
+    async fn outgrown(&self) -> Status {
+        let limit_mib = match self.facts.mode {
+            Mode::Fresh => self.image.overlay_limit_mib,
+            Mode::Persistent => None,
+        };
+        let Some(limit_mib) = limit_mib else { return std::future::pending().await };
+        if let Err(error) = self.vm.grows_beyond(u64::from(limit_mib) << 20).await {
+            warn!(slot = self.facts.slot, "the growth of the machine's disk is not watched: {error}");
+            return std::future::pending().await;
+        }
+        let Facts { owner, image_name, .. } = &self.facts;
+        Status::Outgrown {
+            reason: format!(
+                "the disk of vm '{}' grew by more than the {limit_mib} MiB that image '{image_name}' allows \
+                 (overlay_limit_mib), so it was ended; write less, or raise the limit",
+                owner.vm
+            ),
+        }
     }
 
     /// Ends the session whenever the guest restarts, which does not take leave of us. Else a command would wait until its
@@ -406,6 +435,7 @@ impl Machine {
             Status::Stopped => "stopped",
             Status::Died { .. } => "died",
             Status::Expired { .. } => "expired",
+            Status::Outgrown { .. } => "outgrown",
         };
         let known = [
             ("vm", Value::from(self.facts.owner.vm.as_str())),
@@ -557,6 +587,7 @@ mod tests {
         check(Status::Stopped, Some(("vm_lost", "vm 'default' was stopped"))).await;
         check(Status::Died { reason: "it died".to_owned() }, Some(("vm_lost", "it died"))).await;
         check(Status::Expired { reason: "it is over".to_owned() }, Some(("vm_expired", "it is over"))).await;
+        check(Status::Outgrown { reason: "it grew".to_owned() }, Some(("vm_outgrown", "it grew"))).await;
     }
 
     #[test]

@@ -214,7 +214,7 @@ impl Pool {
                 let status = watched.watch(patience).await;
                 pool.machines().let_go(&watched);
                 match status {
-                    Status::Died { reason } | Status::Expired { reason } => {
+                    Status::Died { reason } | Status::Expired { reason } | Status::Outgrown { reason } => {
                         warn!(slot = watched.facts.slot, "{}", sentence(&reason))
                     }
                     Status::Up | Status::Stopped => info!(slot = watched.facts.slot, "vm stopped"),

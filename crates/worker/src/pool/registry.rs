@@ -221,6 +221,7 @@ impl<M: Tenant> Entry<M> {
                 Status::Stopped => Err(VmError::NotRunning(owner.vm.clone())),
                 Status::Died { reason } => Err(VmError::Lost { reason }),
                 Status::Expired { reason } => Err(VmError::Expired { reason }),
+                Status::Outgrown { reason } => Err(VmError::Outgrown { reason }),
             },
         }
     }
@@ -260,6 +261,10 @@ mod tests {
 
     fn expired() -> Start {
         Start::Now(Status::Expired { reason: "its time was over".to_owned() })
+    }
+
+    fn outgrown() -> Start {
+        Start::Now(Status::Outgrown { reason: "it grew".to_owned() })
     }
 
     fn owner(builder: &str, vm: &str) -> Owner {
@@ -305,6 +310,7 @@ mod tests {
         check(&[("a", true, up()), ("b", true, up())], Ok(Some("a")));
         check(&[("a", true, died())], Err("vm_lost"));
         check(&[("a", true, expired())], Err("vm_expired"));
+        check(&[("a", true, outgrown())], Err("vm_outgrown"));
         check(&[("a", true, Start::Now(Status::Stopped))], Err("vm_not_running"));
         check(&[("a", true, Start::UnderWay)], Err("vm_not_running"));
         check(&[("a", true, Start::GivenUp)], Err("vm_lost"));
@@ -324,6 +330,7 @@ mod tests {
         check(Start::UnderWay, false, Err("vm_not_running"));
         check(died(), true, Err("vm_lost"));
         check(expired(), true, Err("vm_expired"));
+        check(outgrown(), true, Err("vm_outgrown"));
         check(Start::GivenUp, true, Err("vm_lost"));
     }
 
