@@ -39,6 +39,18 @@ class Starting(StepCase):
     def test_image_alone_starts_a_fresh_machine(self) -> defer.Deferred[Any]:
         return self.check_ready(StartVM("debian-build"), ready())
 
+    def check_how(self, how: str, seconds: float, said: str) -> defer.Deferred[Any]:
+        self.expect_property("vm_how", how, "StartVM")
+        vm = {**READY, "how": how, "seconds": seconds}
+        expected = vm_start().update("vm", vm).exit(0)
+        return self.check(StartVM("debian-build"), expected, SUCCESS, f"VM debian-build ready in slot 1 ({said})")
+
+    def test_clone_is_called_one(self) -> defer.Deferred[Any]:
+        return self.check_how("clone", 1.04, "clone, 1.0 s")
+
+    def test_warm_machine_is_there_in_milliseconds(self) -> defer.Deferred[Any]:
+        return self.check_how("warm", 0.0412, "warm, 41 ms")
+
     def test_machine_is_told_as_properties(self) -> defer.Deferred[Any]:
         for key in ("image", "generation", "how", "seconds", "slot", "ssh_port"):
             self.expect_property(f"vm_{key}", READY[key], "StartVM")

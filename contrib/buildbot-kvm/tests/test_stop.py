@@ -108,7 +108,7 @@ class Saving(StoppingAfter):
             StopVM(save="cache"),
             vm_stop().update("vm", STOPPED).exit(0),
             SUCCESS,
-            "VM stopped (quit, 0.0 s), not saved as the build did not succeed",
+            "VM stopped (quit, 20 ms), not saved as the build did not succeed",
             stopped,
         )
 
@@ -184,7 +184,7 @@ class Keeping(StoppingAfter):
             StopVM(keep_on_failure=keep),
             vm_stop().update("vm", STOPPED).exit(0),
             SUCCESS,
-            "VM stopped (quit, 0.0 s)",
+            "VM stopped (quit, 20 ms)",
             stopped,
         )
 

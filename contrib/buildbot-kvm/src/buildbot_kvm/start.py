@@ -49,9 +49,10 @@ class StartVM(VMCommand):
         seconds after which the worker ends the machine if the build has not (default: the worker's
         ``pool.time_to_live``, which is also the most).
 
-    On success the build gets the properties ``vm_image``, ``vm_generation``, ``vm_how`` (``boot``, ...),
-    ``vm_seconds``, ``vm_slot``, ``vm_ssh_port`` and, on a network, ``vm_address``, with the source ``StartVM``; those
-    of a machine with a name of its own have that in the middle: ``vm_builder_slot`` for ``vm="builder"``.
+    On success the build gets the properties ``vm_image``, ``vm_generation``, ``vm_how`` (``boot``, ``clone`` of a
+    template, or ``warm`` for a clone that was ready), ``vm_seconds``, ``vm_slot``, ``vm_ssh_port`` and, on a network,
+    ``vm_address``, with the source ``StartVM``; those of a machine with a name of its own have that in the middle:
+    ``vm_builder_slot`` for ``vm="builder"``.
 
     A machine that did not come up never makes the step FAILURE: see ``buildbot_kvm.RESULTS``.
     """
@@ -152,5 +153,6 @@ def how_long(vm: dict[str, Any]) -> str:
     seconds = vm.get("seconds")
     said = [str(vm["how"])] if vm.get("how") else []
     if isinstance(seconds, (int, float)):
-        said.append(f"{seconds:.1f} s")
+        # What was ready before is there in milliseconds.
+        said.append(f"{seconds:.1f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms")
     return f" ({', '.join(said)})" if said else ""
