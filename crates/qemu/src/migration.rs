@@ -101,3 +101,67 @@ impl<'a> Migration<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+    use super::*;
+
+    /// What is made of a migration during which QEMU says this, and then answers this when it is asked.
+    async fn check(says: &[Value], answer: Value, expected: Result<(), &str>) {
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let serve = async {
+            let (input, mut output) = theirs.into_split();
+            let mut requests = BufReader::new(input).lines();
+            output.write_all(b"{\"QMP\": {}}\n").await.expect("the client reads");
+            while let Ok(Some(line)) = requests.next_line().await {
+                let request: Value = serde_json::from_str(&line).expect("JSON");
+                let returned = if request["execute"] == "query-migrate" { &answer } else { &json!({}) };
+                let mut text = format!("{}\n", json!({ "return": returned, "id": request["id"] }));
+                if request["execute"] == "migrate" {
+                    assert_eq!(request["arguments"], json!({ "uri": "fd:state" }));
+                    for said in says {
+                        text.push_str(&format!("{said}\n"));
+                    }
+                }
+                output.write_all(text.as_bytes()).await.expect("the client reads");
+            }
+        };
+        let migrate = async {
+            let qmp = Qmp::over(ours).await.expect("the handshake succeeds");
+            let (migration, _socket) = Migration::prepare(&qmp).await.expect("it is prepared");
+            match migration.run("migrate").await {
+                Ok(()) => Ok(()),
+                Err(Fault::Failed(why)) => Err(why),
+                Err(fault) => panic!("{fault:?}"),
+            }
+        };
+        let ((), migrated) = tokio::join!(serve, migrate);
+        assert_eq!(migrated, expected.map_err(str::to_owned));
+    }
+
+    fn status(status: &str) -> Value {
+        json!({ "event": "MIGRATION", "data": { "status": status } })
+    }
+
+    #[tokio::test]
+    async fn a_migration_is_over_when_qemu_says_so() {
+        let stop = json!({ "event": "STOP" });
+        check(&[status("setup"), stop, status("active"), status("completed")], json!({}), Ok(())).await;
+        let why = json!({ "status": "failed", "error-desc": "no room" });
+        check(&[status("active"), status("failed")], why, Err("no room")).await;
+        let silent = json!({ "status": "cancelled" });
+        check(&[status("cancelled")], silent, Err("it does not say why")).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_that_was_missed_among_other_events_is_asked_for() {
+        let mut says = vec![status("active"), status("completed")];
+        says.extend(std::iter::repeat_n(json!({ "event": "RTC_CHANGE" }), 1000));
+        check(&says, json!({ "status": "completed" }), Ok(())).await;
+        says[1] = status("failed");
+        check(&says, json!({ "status": "failed", "error-desc": "no room" }), Err("no room")).await;
+    }
+}

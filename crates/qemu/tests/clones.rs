@@ -7,10 +7,10 @@ mod counter;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{DEADLINE, SHORT, qemu, signal, within};
+use common::{DEADLINE, SHORT, gone, signal, within};
 use counter::{Counter, Workshop};
 use process::{ExitStatus, Signal};
-use qemu::{FreezeError, Machine, Memory, RestoreError, StartError, State, Vm};
+use qemu::{FreezeError, Identity, Machine, Memory, RestoreError, StartError, State, Vm};
 use serde_json::json;
 
 #[tokio::test]
@@ -101,26 +101,59 @@ async fn machines_of_every_kind_are_frozen_and_restored() {
     }
 }
 
+/// Asks in the words that people use.
+async fn ask(vm: &Vm, words: &str) -> String {
+    let answer = vm.qmp().execute("human-monitor-command", json!({ "command-line": words })).await;
+    answer.expect("it answers").as_str().expect("a text").to_owned()
+}
+
+/// Returns a machine's generation, in the guest's order of bytes.
+async fn generation(vm: &Vm) -> [u8; 16] {
+    let answer = vm.qmp().execute("query-vm-generation-id", json!({})).await.expect("it has one");
+    let digits = answer["guid"].as_str().expect("a text").replace('-', "");
+    let mut bytes = u128::from_str_radix(&digits, 16).expect("hexadecimal").to_be_bytes();
+    bytes[..4].reverse();
+    bytes[4..6].reverse();
+    bytes[6..8].reverse();
+    bytes
+}
+
 #[tokio::test]
-async fn each_clone_has_a_generation_of_its_own_and_the_same_network_address() {
+async fn the_guest_of_each_clone_sees_a_generation_of_its_own() {
     let workshop = Workshop::new().await;
-    let told = async |vm: &Vm| {
-        let generation = vm.qmp().execute("query-vm-generation-id", json!({})).await.expect("it has one");
-        let network = vm.qmp().execute("human-monitor-command", json!({ "command-line": "info network" })).await;
-        let network = network.expect("it answers").as_str().expect("a text").to_owned();
-        let address = network.split("macaddr=").nth(1).map(|rest| rest[..17].to_owned());
-        (generation["guid"].as_str().expect("a text").to_owned(), address.expect("it has a card"))
+    let template = workshop.boot(&workshop.template()).await;
+    let of_template = generation(&template.vm).await;
+    workshop.freeze(&template.vm).await.expect("it is frozen");
+    // The firmware has put it where it can't be known from outside.
+    let memory = fs::read(workshop.memory()).expect("readable");
+    let address = memory.windows(16).position(|bytes| bytes == of_template).expect("the guest sees it");
+
+    let mut all = vec![of_template];
+    for name in ["one", "two"] {
+        let clone = workshop.restore(&workshop.clone_of_template(name)).await.expect("it is restored");
+        let own = generation(&clone.vm).await;
+        let seen = ask(&clone.vm, &format!("xp /16xb {address}")).await;
+        let seen: Vec<_> = seen.split("0x").skip(1).map(|byte| u8::from_str_radix(&byte[..2], 16)).collect();
+        assert_eq!(seen, own.map(Ok));
+        assert!(!all.contains(&own), "{all:x?} {own:x?}");
+        all.push(own);
+    }
+}
+
+#[tokio::test]
+async fn clones_keep_the_network_address_that_their_guest_knows() {
+    let workshop = Workshop::new().await;
+    let address = async |vm: &Vm| {
+        let network = ask(vm, "info network").await;
+        network.split_once("macaddr=").expect("it has a card").1[..17].to_owned()
     };
     let template = workshop.boot(&workshop.template()).await;
-    let mut all = vec![told(&template.vm).await];
+    let of_template = address(&template.vm).await;
     workshop.freeze(&template.vm).await.expect("it is frozen");
     for name in ["one", "two"] {
         let clone = workshop.restore(&workshop.clone_of_template(name)).await.expect("it is restored");
-        all.push(told(&clone.vm).await);
+        assert_eq!(address(&clone.vm).await, of_template);
     }
-    let [(a, first), (b, second), (c, third)] = &all[..] else { panic!("{all:?}") };
-    assert!(a != b && b != c && a != c, "{all:?}");
-    assert!(first == second && second == third, "{all:?}");
 }
 
 #[tokio::test]
@@ -251,26 +284,64 @@ async fn a_qemu_that_is_killed_while_it_is_frozen_is_noticed_at_once() {
     assert_eq!(error, "qemu exited while the machine was frozen with signal 9 (SIGKILL)");
 }
 
-#[tokio::test]
-async fn a_qemu_that_is_killed_while_it_is_restored_is_noticed_at_once() {
+/// Begins to restore a clone, and does this to its QEMU once that is about to be ready. Returns why it was not restored, and
+/// which process it was.
+async fn disturbed(disturb: impl FnOnce(u32)) -> (String, Identity) {
     let workshop = Workshop::new().await;
     workshop.frozen().await;
     let machine = workshop.clone_of_template("clone");
-    let files = workshop.files("clone");
-    let base = qemu::Base { file: workshop.disk("template"), format: qemu::Format::Qcow2 };
-    qemu().await.create_overlay(&base, &workshop.disk("clone")).await.expect("created");
-    let state = fs::File::open(workshop.state()).expect("it is there");
     let listener = workshop.listen("clone");
-    let restore = Vm::restore(&workshop.qemu, &machine, files.clone(), state);
-    let kill = async {
+    let restore = workshop.restore_with(&machine);
+    let disturb = async {
         let (line, _) = listener.accept().await.expect("qemu connects");
-        let pid = line.peer_cred().expect("known").pid().expect("known");
-        signal(u32::try_from(pid).expect("a process id"), Signal::SIGKILL);
+        let pid = line.peer_cred().expect("known").pid().and_then(|pid| u32::try_from(pid).ok()).expect("known");
+        let identity = Identity::of(pid).expect("it runs");
+        disturb(pid);
+        identity
     };
-    let (restored, ()) = within(async { tokio::join!(restore, kill) }).await;
-    let error = restored.expect_err("it is dead").to_string();
+    let (restored, identity) = tokio::join!(restore, disturb);
+    (restored.expect_err("it was disturbed").to_string(), identity)
+}
+
+#[tokio::test]
+async fn a_qemu_that_is_killed_while_it_is_restored_is_noticed_at_once() {
+    let (error, _) = within(disturbed(|pid| signal(pid, Signal::SIGKILL))).await;
     assert!(error.ends_with("with signal 9 (SIGKILL)"), "{error}");
-    assert!(!files.pidfile.exists() && !files.qmp_socket.exists());
+}
+
+#[tokio::test]
+async fn a_qemu_that_hangs_while_it_is_restored_is_given_up_and_killed() {
+    let hang = |pid| {
+        signal(pid, Signal::SIGSTOP);
+        // Only deadlines are left to wait for, and those nobody has to wait for any more.
+        tokio::time::pause();
+    };
+    let (error, identity) = disturbed(hang).await;
+    tokio::time::resume();
+    assert_eq!(error, "qemu did not answer on its monitor within 30 s and was killed");
+    gone(&identity).await;
+}
+
+#[tokio::test]
+async fn a_restore_nobody_waits_for_any_more_leaves_nothing() {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let machine = workshop.clone_of_template("clone");
+    let listener = workshop.listen("clone");
+    let pid = tokio::select! {
+        restored = workshop.restore_with(&machine) => panic!("it was not disturbed: {restored:?}"),
+        connected = listener.accept() => connected.expect("qemu connects").0.peer_cred().expect("known").pid(),
+    };
+    if let Ok(identity) = Identity::of(pid.and_then(|pid| u32::try_from(pid).ok()).expect("known")) {
+        gone(&identity).await;
+    }
+    let files = workshop.files("clone");
+    within(async {
+        while files.pidfile.exists() || files.qmp_socket.exists() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

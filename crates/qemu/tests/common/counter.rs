@@ -132,13 +132,18 @@ impl Workshop {
 
     /// Restores a machine on a new overlay.
     pub async fn restore(&self, machine: &Machine) -> Result<Counter, RestoreError> {
+        let listener = self.listen(&machine.name);
+        let vm = within(self.restore_with(machine)).await?;
+        let (line, _) = within(listener.accept()).await.expect("qemu has connected");
+        Ok(Counter { vm, line })
+    }
+
+    /// Restores a machine on a new overlay, for somebody who listens for it.
+    pub async fn restore_with(&self, machine: &Machine) -> Result<Vm, RestoreError> {
         let base = Base { file: self.disk("template"), format: Format::Qcow2 };
         self.qemu.create_overlay(&base, &self.disk(&machine.name)).await.expect("created");
         let state = File::open(self.state()).expect("it is there");
-        let listener = self.listen(&machine.name);
-        let vm = within(Vm::restore(&self.qemu, machine, self.files(&machine.name), state)).await?;
-        let (line, _) = within(listener.accept()).await.expect("qemu has connected");
-        Ok(Counter { vm, line })
+        Vm::restore(&self.qemu, machine, self.files(&machine.name), state).await
     }
 
     /// Reads what clones must not change.
