@@ -17,6 +17,7 @@ mod leasing;
 mod machine;
 mod network;
 mod prepare;
+mod published;
 mod raised;
 mod reboot;
 mod refresh;

@@ -18,9 +18,9 @@ use tracing::{info, warn};
 
 use super::disks;
 use super::identity::DiskIdentity;
+use super::published::{self, Unfinished};
 use crate::config::Image;
 pub(crate) use files::Manifest;
-use files::Unfinished;
 pub(crate) use history::FIRST;
 use history::History;
 
@@ -182,8 +182,9 @@ impl Generations {
         // included, is written when the disk is closed (QEMU 7.2 to 10.0, block/io.c, bdrv_co_flush: "Write back cached data
         // to the OS even with cache=unsafe"). What was written is in the page cache, which is what qemu-img reads. What
         // survives a crash of the host is the copy, which is on the disk before it gets its name.
-        qemu.copy_overlay(disk, &ground.root, &unfinished.disk()).await?;
-        let size = std::fs::metadata(unfinished.disk()).context("look at the copy")?.len();
+        let copy = unfinished.path().join(files::DISK);
+        qemu.copy_overlay(disk, &ground.root, &copy).await?;
+        let size = std::fs::metadata(&copy).context("look at the copy")?.len();
         // Only who saves takes a number, and that is us.
         let number = kept.history().next();
         let manifest = Manifest {
@@ -191,7 +192,7 @@ impl Generations {
             base: ground.root_identity.clone(),
             base_format: ground.root.format.into(),
             size,
-            saved: files::now(),
+            saved: published::now(),
             builder: saver.builder.chars().take(MAX_BUILDER).collect(),
             build: saver.build,
             from_image: ground.image.to_string(),
@@ -201,7 +202,7 @@ impl Generations {
         let sealing = manifest.clone();
         let unfinished = tokio::task::spawn_blocking(move || unfinished.seal(&sealing)).await??;
         // Nothing is waited for in between, so that it is published and known, or neither.
-        unfinished.publish(&directory, number)?;
+        unfinished.publish(&directory.join(number.to_string()))?;
         let from = (ground.image == *image).then_some(ground.number);
         let current = kept.history().add(number, manifest, from);
         info!(%image, generation = number, builder = saver.builder, current, "image saved");
@@ -218,7 +219,7 @@ impl Generations {
     /// Sees to it that what was published, and is current, is so after a crash, too. Blocks.
     fn settle(&self, image: &Name) -> anyhow::Result<()> {
         let (kept, directory) = (self.kept(image)?, self.directory(image));
-        files::sync(&directory).with_context(|| format!("write {}", directory.display()))?;
+        published::sync(&directory).with_context(|| format!("write {}", directory.display()))?;
         // Under the lock, so that of two who write the later one writes what holds.
         let history = kept.history();
         files::write_current(&directory, history.chosen())
@@ -312,7 +313,7 @@ impl Shared {
             superfluous
         };
         for number in superfluous {
-            match files::remove_generation(&directory, number) {
+            match published::remove(&directory, &number.to_string()) {
                 Ok(()) => info!(%image, generation = number, "removed an old generation"),
                 Err(error) => warn!(%image, generation = number, "remove an old generation: {error}"),
             }

@@ -1,0 +1,136 @@
+//! Directories that are either there as a whole or not at all, whatever happens meanwhile.
+//!
+//! ```text
+//! PARENT/NAME/manifest.json   and other files: a directory that is there
+//!       /new-…                one in the making
+//!       /gone-…               one being removed
+//! ```
+//!
+//! A directory is there when it has its name, which is the last thing that happens to it.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tracing::{info, warn};
+
+use super::state_dir::{make_private_directory, write_whole};
+
+/// What describes what is in a directory.
+const MANIFEST: &str = "manifest.json";
+
+/// The largest file that is read here, in bytes.
+const MAX_FILE: u64 = 64 * 1024;
+
+/// A directory in the making. Dropped before it is published, it is gone.
+#[derive(Debug)]
+pub(super) struct Unfinished {
+    directory: PathBuf,
+}
+
+impl Unfinished {
+    /// Begins a directory below another one.
+    pub(super) fn begin(parent: &Path) -> anyhow::Result<Self> {
+        static BEGUN: AtomicU64 = AtomicU64::new(0);
+        let directory = parent.join(format!("new-{}", BEGUN.fetch_add(1, Ordering::Relaxed)));
+        make_private_directory(&directory)?;
+        Ok(Unfinished { directory })
+    }
+
+    /// Where it is for now.
+    pub(super) fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes its manifest, and waits until it and the names in the directory are on the host's disk, where the other
+    /// files' contents are already. Blocks.
+    pub(super) fn seal(self, manifest: &impl Serialize) -> anyhow::Result<Self> {
+        let path = self.directory.join(MANIFEST);
+        let seal = || {
+            write_whole(&path, &serde_json::to_string_pretty(manifest)?)?;
+            sync(&self.directory)
+        };
+        seal().with_context(|| format!("write {}", path.display()))?;
+        Ok(self)
+    }
+
+    /// Gives what is sealed a name that is free.
+    pub(super) fn publish(self, place: &Path) -> anyhow::Result<()> {
+        fs::rename(&self.directory, place).with_context(|| format!("put {} in place", place.display()))
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // Published, it has another name. The files are large, and unlinking them may take a while.
+        let directory = std::mem::take(&mut self.directory);
+        let remove = move || {
+            if directory.exists() {
+                remove_all(&directory);
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
+            Err(_) => remove(),
+        }
+    }
+}
+
+/// The names of the directories that are there; what an earlier run did not finish is removed.
+pub(super) fn read(parent: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let (name, path) = (entry.file_name(), entry.path());
+        let name = name.to_string_lossy();
+        if name.starts_with("new-") || name.starts_with("gone-") {
+            info!(directory = %path.display(), "removing what an earlier run did not finish");
+            remove_all(&path);
+        } else {
+            names.push(name.into_owned());
+        }
+    }
+    names
+}
+
+/// Reads back the manifest of a directory.
+pub(super) fn manifest<M: DeserializeOwned>(directory: &Path) -> anyhow::Result<M> {
+    let path = directory.join(MANIFEST);
+    serde_json::from_str(&read_small(&path)?).with_context(|| format!("understand {}", path.display()))
+}
+
+/// Removes a directory, so that no half of it is ever taken for one. Blocks.
+pub(super) fn remove(parent: &Path, name: &str) -> io::Result<()> {
+    let gone = parent.join(format!("gone-{name}"));
+    fs::rename(parent.join(name), &gone)?;
+    remove_all(&gone);
+    Ok(())
+}
+
+fn remove_all(directory: &Path) {
+    if let Err(error) = fs::remove_dir_all(directory) {
+        warn!("remove {}: {error}; the next start tries again", directory.display());
+    }
+}
+
+/// Reads a file of ours, which is a small one.
+pub(super) fn read_small(path: &Path) -> anyhow::Result<String> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
+    read.with_context(|| format!("read {}", path.display()))?;
+    Ok(text)
+}
+
+/// Waits until a file's contents, or the names in a directory, are on the host's disk. Blocks.
+pub(super) fn sync(path: &Path) -> io::Result<()> {
+    File::open(path)?.sync_all()
+}
+
+/// Now, in seconds since the epoch.
+pub(super) fn now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
