@@ -28,8 +28,8 @@ pub struct Readiness {
     /// How long to wait altogether.
     pub timeout: Duration,
     /// The command line that must succeed: an ssh server that answers during boot may be stopped again, or the guest
-    /// may need longer than its server.
-    pub command: String,
+    /// may need longer than its server. None if a session is enough.
+    pub command: Option<String>,
     /// How long it may take before it is asked anew, over another connection.
     pub command_timeout: Duration,
     /// How long the guest may refuse the key before that counts as its last word: during boot it may not have its
@@ -43,10 +43,15 @@ impl Readiness {
     pub fn within(timeout: Duration) -> Self {
         Self {
             timeout,
-            command: "exit 0".to_owned(),
+            command: Some("exit 0".to_owned()),
             command_timeout: Duration::from_secs(30),
             refusal_grace: Duration::from_secs(20),
         }
+    }
+
+    /// A session within `timeout` is enough: for a guest that was ready before it was frozen.
+    pub fn session_within(timeout: Duration) -> Self {
+        Self { command: None, ..Self::within(timeout) }
     }
 }
 
@@ -104,12 +109,15 @@ impl Boot {
         let mut pause = PAUSE;
         loop {
             match self.session(target, timing).await {
-                Ok(session) => match timeout(readiness.command_timeout, asked(&session, readiness)).await {
-                    Ok(Ok(())) => return Ok(session),
-                    Ok(Err(why)) => self.failed(why),
-                    // Over a new connection it may not get stuck.
-                    Err(_) => self.failed(format!("readiness command {:?} did not end", readiness.command)),
-                },
+                Ok(session) => {
+                    let Some(command) = &readiness.command else { return Ok(session) };
+                    match timeout(readiness.command_timeout, asked(&session, command)).await {
+                        Ok(Ok(())) => return Ok(session),
+                        Ok(Err(why)) => self.failed(why),
+                        // Over a new connection it may not get stuck.
+                        Err(_) => self.failed(format!("readiness command {command:?} did not end")),
+                    }
+                }
                 Err(error) if self.is_final(&error, readiness) => return Err(error),
                 Err(error) => self.failed(error.to_string()),
             }
@@ -159,9 +167,8 @@ impl Boot {
 }
 
 /// Runs the readiness command.
-async fn asked(session: &Session, readiness: &Readiness) -> Result<(), String> {
-    let command = &readiness.command;
-    let process = session.exec(Exec::shell(command.as_str())).await.map_err(|error| error.to_string())?;
+async fn asked(session: &Session, command: &str) -> Result<(), String> {
+    let process = session.exec(Exec::shell(command)).await.map_err(|error| error.to_string())?;
     match process.output(MAX_OUTPUT).await {
         Ok(output) if output.exit == Exit::Code(0) => Ok(()),
         Ok(output) => Err(format!("readiness command {command:?} ended with {}", output.exit)),

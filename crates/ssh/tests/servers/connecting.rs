@@ -207,10 +207,10 @@ async fn the_readiness_command_must_succeed() {
     let flag = server.path("flag");
     // Fails until it has been run three times.
     let command = format!("echo x >>{0}; [ $(wc -l <{0}) -ge 3 ]", flag.display());
-    let readiness = Readiness { command, ..Readiness::within(SOON) };
+    let readiness = Readiness { command: Some(command), ..Readiness::within(SOON) };
     let ready = wait_until_ready(&server.target(), &Timing::default(), &readiness).await.expect("ready");
     assert_eq!(ready.tries, 3);
-    let readiness = Readiness { command: "exit 3".to_owned(), ..Readiness::within(Duration::from_secs(3)) };
+    let readiness = Readiness { command: Some("exit 3".to_owned()), ..Readiness::within(Duration::from_secs(3)) };
     let error = wait_until_ready(&server.target(), &Timing::default(), &readiness).await.expect_err("not ready");
     assert!(error.to_string().contains("readiness command \"exit 3\" ended with exit code 3"), "{error}");
 }
@@ -220,7 +220,8 @@ async fn a_readiness_command_that_is_stuck_is_asked_anew() {
     let server = Server::start(Kind::OpenSsh);
     // Stuck the first time.
     let command = format!("mkdir {} || exit 0; exec sleep 1000", server.path("flag").display());
-    let readiness = Readiness { command, command_timeout: Duration::from_secs(2), ..Readiness::within(SOON) };
+    let readiness =
+        Readiness { command: Some(command), command_timeout: Duration::from_secs(2), ..Readiness::within(SOON) };
     let ready = wait_until_ready(&server.target(), &Timing::default(), &readiness).await.expect("ready");
     assert_eq!(ready.tries, 2);
 }
