@@ -39,7 +39,7 @@ pub(crate) enum Verb {
         /// The slot, as the step that kept the machine says it.
         slot: u16,
     },
-    /// See the generations of images, and go back to an earlier one.
+    /// See the generations and templates of images, go back to an earlier generation, have a template made.
     Image {
         #[command(subcommand)]
         verb: ImageVerb,
@@ -72,6 +72,27 @@ pub(crate) enum ImageVerb {
         image: ImageName,
         /// The generation; the one before the current one if it is left out. 1 is the image's disk as configured.
         generation: Option<u32>,
+    },
+    /// Have an image's template made, unless it has one, and wait for that.
+    ///
+    /// A worker makes it by itself; this is for one that failed too often and is left alone, or to wait for it. Exit status:
+    /// 0 if there is a template; 1 if it can't be made, the image has none, or no worker runs; 2 if the configuration or
+    /// the command line can't be used.
+    Template {
+        #[command(flatten)]
+        worker: Worker,
+        /// The image.
+        image: ImageName,
+    },
+    /// List how an image, or each, is off with templates, and how many machines are clones of them.
+    ///
+    /// Exit status: 0; 1 if no worker runs or there is no such image; 2 if the configuration or the command line can't be
+    /// used.
+    Templates {
+        #[command(flatten)]
+        worker: Worker,
+        /// The image.
+        image: Option<ImageName>,
     },
 }
 

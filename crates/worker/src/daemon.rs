@@ -17,13 +17,15 @@ use tracing::{Instrument, debug, info, info_span, warn};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
-use crate::control::{self, Answer, GenerationLine, Origin, Question, Response};
+use crate::control::{
+    self, Answer, GenerationLine, Origin, Question, Response, TemplateLine, TemplateState, TemplatesOf,
+};
 use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
-use crate::pool::{Generation, Machine, Manifest, Owner, Pool, Scope, VmError};
+use crate::pool::{Generation, Listed, Machine, Made, Manifest, Outlook, Owner, Pool, Scope, State, VmError};
 
 /// How many events of the line may wait for the main loop.
 const LINE_EVENTS: usize = 16;
@@ -33,6 +35,9 @@ const COMMANDS_END: Duration = Duration::from_secs(10);
 
 /// What is added to `pool.shutdown_timeout` for stopping all machines: the rungs after the polite ones.
 const MACHINES_END: Duration = Duration::from_secs(20);
+
+/// How long a person waits for a template.
+const TEMPLATE_MADE: Duration = Duration::from_secs(3600);
 
 /// Why a draining worker stops without having been told by the master.
 const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no build runs";
@@ -77,7 +82,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     let control = if config.images.is_empty() {
         None
     } else {
-        Some(control::Server::listen(&config.pool.state_dir, answer_within(&config))?)
+        let patience = config.clone();
+        Some(control::Server::listen(&config.pool.state_dir, move |request| answer_within(&patience, request))?)
     };
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
     let line = Line {
@@ -434,6 +440,14 @@ async fn carry_out(pool: &Pool, request: control::Request) -> anyhow::Result<Ans
             let number = tokio::task::spawn_blocking(move || pool.roll_back(&name, generation)).await??;
             Ok(Answer::RolledBack { image: image.into(), generation: number })
         }
+        control::Request::Template { image } => {
+            let Made { template, already } = pool.make_template(&image.0).await?;
+            Ok(Answer::Template { image: image.into(), already, template: template_line(template) })
+        }
+        control::Request::Templates { image } => {
+            let images = pool.templates(image.as_ref().map(|image| &image.0))?;
+            Ok(Answer::Templates(images.into_iter().map(templates_of).collect()))
+        }
     }
 }
 
@@ -449,9 +463,32 @@ fn generation_line(image: &Name, generation: Generation) -> GenerationLine {
     GenerationLine { image: image.to_string(), generation: number, current, machines, origin }
 }
 
+fn templates_of(outlook: Outlook) -> TemplatesOf {
+    let state = match outlook.state {
+        State::Off => TemplateState::Off,
+        State::Ready(template) => TemplateState::Ready(template_line(template)),
+        State::Waiting => TemplateState::Waiting,
+        State::Building(time) => TemplateState::Building { seconds: time.as_secs_f64() },
+        State::Later(time, why) => TemplateState::Failed { why, seconds: time.as_secs_f64() },
+        State::LeftAlone(why) => TemplateState::LeftAlone { why },
+        State::Unknown(why) => TemplateState::Unknown { why },
+    };
+    let retired = outlook.retired.into_iter().map(template_line).collect();
+    TemplatesOf { image: outlook.image.to_string(), state, retired }
+}
+
+fn template_line(listed: Listed) -> TemplateLine {
+    let Listed { key, generation, made, took, bytes, clones } = listed;
+    TemplateLine { key, generation, made, seconds: took, bytes, clones }
+}
+
 /// How long a person who asks for something waits for its end: all of it is done by then that is done at all.
-pub(crate) fn answer_within(config: &Config) -> Duration {
-    config.pool.shutdown_timeout + MACHINES_END
+pub(crate) fn answer_within(config: &Config, request: &control::Request) -> Duration {
+    match request {
+        // Others may be made before it, with whatever their images do to warm up.
+        control::Request::Template { .. } => TEMPLATE_MADE,
+        _ => config.pool.shutdown_timeout + MACHINES_END,
+    }
 }
 
 async fn next_question(control: &mut Option<control::Server>) -> Question {

@@ -40,6 +40,8 @@ fn main() -> ExitCode {
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
             ask(&worker, &Request::Rollback { image, generation })
         }
+        Verb::Image { verb: ImageVerb::Template { worker, image } } => ask(&worker, &Request::Template { image }),
+        Verb::Image { verb: ImageVerb::Templates { worker, image } } => ask(&worker, &Request::Templates { image }),
         Verb::PrintConfig => {
             print!("{}", config::DEFAULT_FILE);
             ExitCode::SUCCESS
@@ -74,7 +76,7 @@ fn ask(worker: &Worker, request: &Request) -> ExitCode {
         Ok(config) => config,
         Err(status) => return status,
     };
-    match control::ask(&config.pool.state_dir, request, daemon::answer_within(&config) + CONTROL_SLACK) {
+    match control::ask(&config.pool.state_dir, request, daemon::answer_within(&config, request) + CONTROL_SLACK) {
         Ok(answer) => {
             print!("{answer}");
             ExitCode::SUCCESS

@@ -149,9 +149,10 @@ impl Work<'_> {
         let network =
             facts.network.as_ref().map(|(network, address)| format!(", address {address} in network '{network}'"));
         self.say(format!(
-            "vm '{}' is ready in slot {}: booted in {:.1} s; ssh port {}, process {}{}",
+            "vm '{}' is ready in slot {}: {} in {:.1} s; ssh port {}, process {}{}",
             facts.owner.vm,
             facts.slot,
+            facts.how.sentence(),
             facts.took.as_secs_f64(),
             facts.ssh_port,
             facts.pid,

@@ -24,6 +24,16 @@ pub(crate) enum Request {
         /// The generation; the one before the current one if absent.
         generation: Option<u32>,
     },
+    /// Has an image's template made, unless there is one, and waits for it.
+    Template {
+        /// The image.
+        image: ImageName,
+    },
+    /// Tells of the templates of an image, or of all.
+    Templates {
+        /// The image.
+        image: Option<ImageName>,
+    },
 }
 
 /// The name of an image.
@@ -83,6 +93,75 @@ pub(crate) enum Answer {
         /// Which one.
         generation: u32,
     },
+    /// There is a template.
+    Template {
+        /// Of this image.
+        image: String,
+        /// Whether it was there before.
+        already: bool,
+        template: TemplateLine,
+    },
+    /// How images are off with templates.
+    Templates(Vec<TemplatesOf>),
+}
+
+/// How an image is off with templates.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TemplatesOf {
+    pub image: String,
+    pub state: TemplateState,
+    /// Those that are not used any more, and are there as long as clones of them run.
+    pub retired: Vec<TemplateLine>,
+}
+
+/// Whether an image has a template.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum TemplateState {
+    /// The image has none.
+    Off,
+    /// Clones are made of this one.
+    Ready(TemplateLine),
+    /// It is going to be made.
+    Waiting,
+    /// It is being made.
+    Building {
+        /// For so long.
+        seconds: f64,
+    },
+    /// It failed.
+    Failed {
+        /// Why.
+        why: String,
+        /// It is made again after this.
+        seconds: f64,
+    },
+    /// It failed too often.
+    LeftAlone {
+        /// Why.
+        why: String,
+    },
+    /// What it is to be made of can't be found out.
+    Unknown {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// What is told of a template.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct TemplateLine {
+    /// The beginning of the digest of all that it is made of.
+    pub key: String,
+    pub generation: u32,
+    /// When it was made, in seconds since the epoch.
+    pub made: u64,
+    /// How long that took, in seconds.
+    pub seconds: f64,
+    /// How much of the host's disk its files take, about, in bytes.
+    pub bytes: u64,
+    /// How many machines are clones of it.
+    pub clones: usize,
 }
 
 /// What is told of a generation.
@@ -130,6 +209,11 @@ impl fmt::Display for Answer {
             Answer::RolledBack { image, generation } => {
                 writeln!(f, "machines of image '{image}' start from generation {generation} now")
             }
+            Answer::Template { image, already, template } => {
+                let made = if *already { "there is one already" } else { "made" };
+                writeln!(f, "template of image '{image}': {made}; {template}")
+            }
+            Answer::Templates(images) => images.iter().try_for_each(|image| write!(f, "{image}")),
         }
     }
 }
@@ -159,6 +243,45 @@ impl fmt::Display for GenerationLine {
             0 => Ok(()),
             1 => write!(f, ", 1 machine"),
             _ => write!(f, ", {machines} machines"),
+        }
+    }
+}
+
+/// `debian: ready, template 0f4c8a6d2b91 of generation 2, made 2026-11-22 19:24 UTC in 7.9 s, 97 MB, 3 clones`
+impl fmt::Display for TemplatesOf {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TemplatesOf { image, state, retired } = self;
+        write!(f, "{image}: ")?;
+        // What failed may be a guest's words, and this is for a terminal.
+        match state {
+            TemplateState::Off => writeln!(f, "no template"),
+            TemplateState::Ready(template) => writeln!(f, "ready, {template}"),
+            TemplateState::Waiting => writeln!(f, "going to be made"),
+            TemplateState::Building { seconds } => writeln!(f, "being made for {seconds:.0} s"),
+            TemplateState::Failed { why, seconds } => {
+                writeln!(f, "failed, made again in {seconds:.0} s: {}", why.escape_debug())
+            }
+            TemplateState::LeftAlone { why } => writeln!(
+                f,
+                "failed too often, left alone until it is asked for (kvm-worker image template {image}) or something that it \
+                 is made of changes: {}",
+                why.escape_debug()
+            ),
+            TemplateState::Unknown { why } => writeln!(f, "can't be made: {}", why.escape_debug()),
+        }?;
+        retired.iter().try_for_each(|template| writeln!(f, "{image}: not used any more, {template}"))
+    }
+}
+
+impl fmt::Display for TemplateLine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let TemplateLine { key, generation, made, seconds, bytes, clones } = self;
+        let (key, made, megabytes) = (key.escape_debug(), Utc(*made), bytes.div_ceil(1_000_000));
+        write!(f, "template {key} of generation {generation}, made {made} in {seconds:.1} s, {megabytes} MB")?;
+        match clones {
+            0 => Ok(()),
+            1 => write!(f, ", 1 clone"),
+            _ => write!(f, ", {clones} clones"),
         }
     }
 }
@@ -236,6 +359,45 @@ mod tests {
     }
 
     #[test]
+    fn an_image_is_a_line_and_one_for_each_template_that_is_left() {
+        let template = |clones| TemplateLine {
+            key: "0f4c8a6d2b91".to_owned(),
+            generation: 2,
+            made: 1_795_375_440,
+            seconds: 7.94,
+            bytes: 96_000_001,
+            clones,
+        };
+        let check = |state, retired: &[TemplateLine], expected: &str| {
+            let of = TemplatesOf { image: "debian".to_owned(), state, retired: retired.to_vec() };
+            assert_eq!(of.to_string(), expected);
+        };
+        let why = || "no answer\u{1b}[2J".to_owned();
+        check(TemplateState::Off, &[], "debian: no template\n");
+        check(TemplateState::Waiting, &[], "debian: going to be made\n");
+        check(
+            TemplateState::Ready(template(3)),
+            &[template(1)],
+            "debian: ready, template 0f4c8a6d2b91 of generation 2, made 2026-11-22 19:24 UTC in 7.9 s, 97 MB, 3 clones\n\
+             debian: not used any more, template 0f4c8a6d2b91 of generation 2, made 2026-11-22 19:24 UTC in 7.9 s, 97 MB, 1 \
+             clone\n",
+        );
+        check(TemplateState::Building { seconds: 4.4 }, &[], "debian: being made for 4 s\n");
+        check(
+            TemplateState::Failed { why: why(), seconds: 20.0 },
+            &[],
+            "debian: failed, made again in 20 s: no answer\\u{1b}[2J\n",
+        );
+        check(
+            TemplateState::LeftAlone { why: why() },
+            &[],
+            "debian: failed too often, left alone until it is asked for (kvm-worker image template debian) or something that it \
+             is made of changes: no answer\\u{1b}[2J\n",
+        );
+        check(TemplateState::Unknown { why: why() }, &[], "debian: can't be made: no answer\\u{1b}[2J\n");
+    }
+
+    #[test]
     fn requests_are_understood_as_they_are_written() {
         let check = |text: &str, expected: Option<Request>| {
             assert_eq!(serde_json::from_str(text).ok(), expected, "{text}");
@@ -253,6 +415,10 @@ mod tests {
             r#"{"verb":"rollback","image":"debian","generation":2}"#,
             Some(Request::Rollback { image: image(), generation: Some(2) }),
         );
+        check(r#"{"verb":"template","image":"debian"}"#, Some(Request::Template { image: image() }));
+        check(r#"{"verb":"templates"}"#, Some(Request::Templates { image: None }));
+        check(r#"{"verb":"templates","image":"debian"}"#, Some(Request::Templates { image: Some(image()) }));
+        check(r#"{"verb":"template"}"#, None);
         check(r#"{"verb":"rollback"}"#, None);
         check(r#"{"verb":"rollback","image":"../debian"}"#, None);
         check(r#"{"verb":"rollback","image":"debian","generation":-1}"#, None);

@@ -11,7 +11,9 @@ mod server;
 use std::path::{Path, PathBuf};
 
 pub(crate) use client::ask;
-pub(crate) use message::{Answer, GenerationLine, ImageName, Origin, Request, Response};
+pub(crate) use message::{
+    Answer, GenerationLine, ImageName, Origin, Request, Response, TemplateLine, TemplateState, TemplatesOf,
+};
 pub(crate) use server::{Question, Server};
 
 /// Where the worker that has this state directory listens.

@@ -4,6 +4,7 @@ use std::fs::Permissions;
 use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -42,12 +43,15 @@ pub(crate) struct Server {
 
 impl Server {
     /// Begins to listen. The state directory is claimed by this process, so that a socket that is there is nobody's. An
-    /// answer is waited for as long as `patience`.
-    pub(crate) fn listen(state_dir: &Path, patience: Duration) -> anyhow::Result<Self> {
+    /// answer is waited for as long as `patience` says for its request.
+    pub(crate) fn listen(
+        state_dir: &Path,
+        patience: impl Fn(&Request) -> Duration + Send + Sync + 'static,
+    ) -> anyhow::Result<Self> {
         let path = socket(state_dir);
         let listener = bind(&path).with_context(|| format!("listen on {}", path.display()))?;
         let (asked, questions) = mpsc::channel(CLIENTS);
-        Ok(Server { path, questions, task: tokio::spawn(serve(listener, asked, patience)) })
+        Ok(Server { path, questions, task: tokio::spawn(serve(listener, asked, Arc::new(patience))) })
     }
 
     /// The next question. Cancel-safe.
@@ -77,13 +81,16 @@ fn bind(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: Duration) {
+/// How long the answer to a request is waited for.
+type Patience = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
+
+async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: Patience) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept(), if clients.len() < CLIENTS => match accepted {
                 Ok((stream, _)) => {
-                    clients.spawn(talk(stream, asked.clone(), patience));
+                    clients.spawn(talk(stream, asked.clone(), Arc::clone(&patience)));
                 }
                 Err(error) => {
                     warn!("accept a connection on the control socket: {error}");
@@ -95,7 +102,7 @@ async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: 
     }
 }
 
-async fn talk(stream: UnixStream, asked: mpsc::Sender<Question>, patience: Duration) {
+async fn talk(stream: UnixStream, asked: mpsc::Sender<Question>, patience: Patience) {
     let (reader, mut writer) = stream.into_split();
     let mut reader = BufReader::new(reader.take(MAX_LINE));
     let mut line = Vec::new();
@@ -104,7 +111,10 @@ async fn talk(stream: UnixStream, asked: mpsc::Sender<Question>, patience: Durat
         return debug!("a client of the control socket did not ask anything");
     }
     let response = match serde_json::from_slice(&line) {
-        Ok(request) => answered(request, asked, patience).await,
+        Ok(request) => {
+            let patience = patience(&request);
+            answered(request, asked, patience).await
+        }
         Err(error) => Response::Refused(format!("the worker does not understand this: {error}")),
     };
     let Ok(mut line) = serde_json::to_vec(&response) else { return };

@@ -62,7 +62,7 @@ impl Pool {
     }
 
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.
-    async fn answer(
+    pub(super) async fn answer(
         &self,
         slot: &Slot,
         name: &Name,
@@ -116,12 +116,12 @@ async fn run_qemu(
     let slot = lease.slot();
     let overlay = slot.overlay();
     let disk = lease.disk().map_or(overlay.as_path(), |disk| disk.path());
-    let description = description(image, shape, slot, disk, hypervisor.accelerator);
+    let description = description(image, shape, slot, disk, hypervisor.accelerator, qemu::Memory::Own);
     Ok(qemu::Vm::start_on(&hypervisor.qemu, &description, slot.files(), cable).await?)
 }
 
 /// Why a guest did not answer; its text is the whole chain.
-struct Unanswered(anyhow::Error);
+pub(super) struct Unanswered(anyhow::Error);
 
 impl<E: Into<anyhow::Error>> From<E> for Unanswered {
     fn from(error: E) -> Self {

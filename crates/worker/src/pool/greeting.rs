@@ -24,6 +24,27 @@ pub(super) async fn reach(
     processor: Processor,
     within: Duration,
 ) -> anyhow::Result<Session> {
+    reach_until(&Readiness::within(within), image, port, host_key, processor).await
+}
+
+/// The same for a clone, which was ready already: whether commands run in it shows in the first one.
+pub(super) async fn reach_clone(
+    image: &Image,
+    port: u16,
+    host_key: HostKeyPolicy,
+    processor: Processor,
+    within: Duration,
+) -> anyhow::Result<Session> {
+    reach_until(&Readiness::session_within(within), image, port, host_key, processor).await
+}
+
+async fn reach_until(
+    readiness: &Readiness,
+    image: &Image,
+    port: u16,
+    host_key: HostKeyPolicy,
+    processor: Processor,
+) -> anyhow::Result<Session> {
     let target = Target {
         address: (Ipv4Addr::LOCALHOST, port).into(),
         user: image.user.clone(),
@@ -32,7 +53,7 @@ pub(super) async fn reach(
         dialect: image.profile.dialect.clone(),
         processor,
     };
-    Ok(ssh::wait_until_ready(&target, &Timing::default(), &Readiness::within(within)).await?.session)
+    Ok(ssh::wait_until_ready(&target, &Timing::default(), readiness).await?.session)
 }
 
 /// Makes a login of a session, in a guest that has its address in its private network then, if it is on one.

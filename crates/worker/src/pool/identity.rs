@@ -1,5 +1,6 @@
 //! Which file a disk was made on.
 
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -31,5 +32,13 @@ impl DiskIdentity {
     /// Whether the disk is still the one it was.
     pub(super) fn still_holds(&self) -> anyhow::Result<bool> {
         Ok(DiskIdentity::of(&self.file)? == *self)
+    }
+}
+
+/// For people, with all that tells it from another one.
+impl fmt::Display for DiskIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let DiskIdentity { file, size, modified_s, modified_ns } = self;
+        write!(f, "{} ({size} bytes, modified {modified_s}.{modified_ns:09})", file.display())
     }
 }

@@ -79,6 +79,15 @@ impl How {
             How::Warm => "warm",
         }
     }
+
+    /// What happened to it, for people.
+    pub(crate) fn sentence(self) -> &'static str {
+        match self {
+            How::Boot => "booted",
+            How::Clone => "cloned",
+            How::Warm => "warm and handed out",
+        }
+    }
 }
 
 /// Whether a machine is there.
@@ -540,6 +549,7 @@ pub(super) fn description(
     slot: &super::slot::Slot,
     disk: &Path,
     accelerator: qemu::Accelerator,
+    memory: qemu::Memory,
 ) -> qemu::Machine {
     qemu::Machine {
         name: format!("kvm-worker-{slot}"),
@@ -548,7 +558,7 @@ pub(super) fn description(
         cpu: image.cpu.clone(),
         cpus: shape.cpus,
         memory_mib: shape.memory_mib,
-        memory: qemu::Memory::Own,
+        memory,
         boot: match &image.boot {
             None => qemu::Boot::Disk,
             Some(boot) => qemu::Boot::Kernel {

@@ -4,6 +4,7 @@
 
 mod boot;
 mod budget;
+mod clone;
 mod disks;
 mod error;
 mod generations;
@@ -27,6 +28,7 @@ mod save;
 mod slot;
 mod slots;
 mod state_dir;
+mod templates;
 mod term;
 mod turn;
 mod way_in;
@@ -56,6 +58,8 @@ use registry::{Registry, Tenant, Token};
 pub(crate) use save::Saved;
 use slot::Slot;
 use slots::Slots;
+use templates::Templates;
+pub(crate) use templates::{Listed, Made, Outlook, State};
 pub(crate) use turn::Wait;
 
 /// How long a slot may take to become free at the start, where an earlier run's QEMU may have to be ended.
@@ -101,6 +105,7 @@ struct Inner {
     budget: Budget,
     disks: disks::Disks,
     generations: Generations,
+    templates: Templates,
     host_keys: host_keys::HostKeys,
     networks: network::Networks,
     machines: Mutex<Registry<Machine>>,
@@ -171,8 +176,11 @@ impl Pool {
             }
         }
         let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
-        Ok(Pool(Arc::new(Inner {
-            generations: Generations::open(&pool.state_dir, &images),
+        let generations = Generations::open(&pool.state_dir, &images);
+        let templates = Templates::open(&pool.state_dir, &images, &generations, hypervisor.as_ref()).await;
+        let pool = Pool(Arc::new(Inner {
+            generations,
+            templates,
             images,
             hypervisor,
             slots,
@@ -183,7 +191,9 @@ impl Pool {
             machines: Mutex::new(Registry::new()),
             tasks: TaskTracker::new(),
             config: pool,
-        })))
+        }));
+        pool.keep_templates();
+        Ok(pool)
     }
 
     /// Starts a machine and waits until its guest runs commands. Dropping the future ends what was begun.
@@ -238,7 +248,7 @@ impl Pool {
         let lease = self.lease(order, &image, progress).await?;
         let slot = lease.slot().number();
         let raised = async {
-            let raised = self.boot(order, image, hypervisor, lease, progress).await?;
+            let raised = self.raise(order, image, hypervisor, lease, progress).await?;
             let longest = self.0.config.time_to_live;
             let machine = raised.given_to(order, asked, order.ttl.map_or(longest, |asked| asked.min(longest)));
             if let Some(membership) = machine.membership() {
@@ -293,6 +303,7 @@ impl Pool {
 
     /// Ends the pool: stops every machine, within `deadline` for all of it, and waits until the slots are clean.
     pub(crate) async fn close(&self, deadline: Duration) {
+        self.0.templates.close();
         let closing = async {
             let held: Vec<_> = self.machines().held().cloned().collect();
             let held = held.into_iter().map(|machine| self.stop_machine(machine, None));

@@ -59,6 +59,13 @@ impl Unfinished {
         Ok(self)
     }
 
+    /// Removes it now.
+    pub(super) async fn discard(mut self) {
+        let directory = std::mem::take(&mut self.directory);
+        // Fails only with the runtime.
+        let _ = tokio::task::spawn_blocking(move || remove_all(&directory)).await;
+    }
+
     /// Gives what is sealed a name that is free.
     pub(super) fn publish(self, place: &Path) -> anyhow::Result<()> {
         fs::rename(&self.directory, place).with_context(|| format!("put {} in place", place.display()))
@@ -69,6 +76,9 @@ impl Drop for Unfinished {
     fn drop(&mut self) {
         // Published, it has another name. The files are large, and unlinking them may take a while.
         let directory = std::mem::take(&mut self.directory);
+        if directory.as_os_str().is_empty() {
+            return;
+        }
         let remove = move || {
             if directory.exists() {
                 remove_all(&directory);

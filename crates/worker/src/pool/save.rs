@@ -65,6 +65,7 @@ impl Pool {
         let waiting = self.0.config.acquire_timeout;
         let published = self.0.generations.save(&hypervisor.qemu, image, &disk, ground, saver, waiting).await;
         let published = published.map_err(|error| failed(format!("{error:#}")))?;
+        self.0.templates.look_again();
         Ok(Saved { stopped, published })
     }
 
@@ -103,7 +104,9 @@ impl Pool {
         if !self.0.images.contains_key(image) {
             return Err(self.no_such_image(image).into());
         }
-        self.0.generations.roll_back(image, generation)
+        let number = self.0.generations.roll_back(image, generation)?;
+        self.0.templates.look_again();
+        Ok(number)
     }
 }
 

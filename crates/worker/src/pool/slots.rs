@@ -416,7 +416,7 @@ pub(super) async fn remove_directory(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// Whether QEMU will be able to listen on a slot's port.
-fn port_is_free(port: u16) -> anyhow::Result<()> {
+pub(super) fn port_is_free(port: u16) -> anyhow::Result<()> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(drop).with_context(|| {
         format!("listen on 127.0.0.1:{port}: another program uses it; stop it or change pool.ssh_port_base")
     })

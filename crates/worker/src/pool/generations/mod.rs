@@ -19,6 +19,7 @@ use tracing::{info, warn};
 use super::disks;
 use super::identity::DiskIdentity;
 use super::published::{self, Unfinished};
+use super::templates::Template;
 use crate::config::Image;
 pub(crate) use files::Manifest;
 pub(crate) use history::FIRST;
@@ -62,6 +63,8 @@ pub(super) struct Ground {
     root_identity: DiskIdentity,
     /// The guest's own ssh key, if it is known to be another one than the image's.
     pub host_key: Option<String>,
+    /// The template that a clone's overlay lies over, instead of the base.
+    template: Option<Arc<Template>>,
     generations: Generations,
 }
 
@@ -154,7 +157,16 @@ impl Generations {
         };
         history.count(number, |users| users + 1);
         drop(history);
-        Ok(Ground { image: image.clone(), number, base, root, root_identity, host_key, generations: self.clone() })
+        Ok(Ground {
+            image: image.clone(),
+            number,
+            base,
+            root,
+            root_identity,
+            host_key,
+            template: None,
+            generations: self.clone(),
+        })
     }
 
     /// Publishes a disk as the next generation of an image. Dropping the future publishes nothing. Nobody may write to the
@@ -269,6 +281,25 @@ impl Generations {
 impl Kept {
     fn history(&self) -> MutexGuard<'_, History<Manifest>> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ground {
+    /// That of a clone, which keeps the template as well.
+    pub(super) fn below(mut self, template: Arc<Template>) -> Self {
+        self.template = Some(template);
+        self
+    }
+
+    /// The template that a clone stands on.
+    #[allow(dead_code, reason = "for spares, which come next")]
+    pub(super) fn template(&self) -> Option<&Arc<Template>> {
+        self.template.as_ref()
+    }
+
+    /// Which disk of the configuration there is below everything.
+    pub(super) fn root_identity(&self) -> &DiskIdentity {
+        &self.root_identity
     }
 }
 

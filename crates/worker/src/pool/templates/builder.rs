@@ -1,0 +1,252 @@
+//! Makes templates: one at a time, in a slot of its own, so that no build waits for it.
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use protocol::command::Name;
+use tokio::time::Instant;
+use tracing::{Instrument, info, info_span, warn};
+
+use super::inputs::Inputs;
+use super::shelf::Sight;
+use super::template::{self, DISK, Frozen, MEMORY, STATE, Template};
+use super::{Kept, jitter};
+use crate::config::Image;
+use crate::pool::boot::Unanswered;
+use crate::pool::budget::{Need, Promise};
+use crate::pool::generations::Ground;
+use crate::pool::machine::{CONSOLE_TAIL, LAST_WORD, Shape, description, with_console};
+use crate::pool::published::Unfinished;
+use crate::pool::slot::Slot;
+use crate::pool::state_dir::make_private_directory;
+use crate::pool::{Hypervisor, Pool, greeting, prepare, sentence, slots};
+
+/// How long a guest that has booted may take to be readied for being frozen, beside its `warm_up`.
+const PREPARING: Duration = Duration::from_secs(300);
+
+/// How long freezing may take. It is some 30 ms, unless QEMU is busy with a slow disk.
+const FREEZING: Duration = Duration::from_secs(60);
+
+/// What a template's disk, state and manifest may take beside its memory, in MiB.
+const MARGIN_MIB: u32 = 256;
+
+/// Why there is no template.
+enum Failure {
+    /// Something is wrong with what it is made of.
+    Broken(anyhow::Error),
+    /// The host has no room for it.
+    NoRoom(String),
+    /// What it is made of changed meanwhile, or the worker stops.
+    Dropped(&'static str),
+}
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Broken(error.into())
+    }
+}
+
+/// Makes what templates are missing, until the pool is closed.
+pub(super) async fn keep(pool: Pool) {
+    let templates = &pool.0.templates;
+    loop {
+        let later = pool.make_missing_once().await;
+        let waiting = async {
+            match later {
+                Some(later) => tokio::time::sleep_until(later).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = templates.stop.cancelled() => return,
+            () = templates.wanted.notified() => {}
+            () = waiting => {}
+        }
+    }
+}
+
+impl Pool {
+    /// Makes the templates that are missing now. Returns when one of those that failed may be tried again.
+    async fn make_missing_once(&self) -> Option<Instant> {
+        let Some(hypervisor) = &self.0.hypervisor else { return None };
+        let mut next = None;
+        for (name, kept) in &self.0.templates.images {
+            loop {
+                if self.0.templates.stop.is_cancelled() {
+                    return None;
+                }
+                let looked = self.0.templates.look(name, kept, &self.0.generations, hypervisor);
+                let (sight, ground, inputs) = match looked {
+                    Ok(looked) => looked,
+                    Err(error) => {
+                        warn!(image = %name, "there is no template: {error:#}");
+                        break;
+                    }
+                };
+                match sight {
+                    Sight::Absent => {
+                        let span = info_span!("template", image = %name, key = %inputs.key());
+                        self.make_once(name, kept, hypervisor, ground, inputs).instrument(span).await;
+                    }
+                    Sight::Later(later, _) => {
+                        next = Some(next.map_or(later, |next: Instant| next.min(later)));
+                        break;
+                    }
+                    Sight::Ready(_) | Sight::Building(_) | Sight::LeftAlone(_) => break,
+                }
+            }
+        }
+        next
+    }
+
+    /// Makes one, and notes what came of it.
+    async fn make_once(&self, name: &Name, kept: &Kept, hypervisor: &Hypervisor, ground: Ground, inputs: Inputs) {
+        let templates = &self.0.templates;
+        let (key, generation) = (inputs.key(), ground.number);
+        kept.shelf().begin(key.clone(), Instant::now());
+        templates.tell();
+        info!(generation, "making a template");
+        let made = self.make(name, kept, hypervisor, ground, inputs).await;
+        let now = Instant::now();
+        match made {
+            Ok(template) => {
+                let manifest = &template.manifest;
+                info!(generation, seconds = manifest.took, memory_mib = manifest.memory_used >> 20, "template made");
+                kept.shelf().built(key, Arc::new(template));
+            }
+            Err(Failure::Broken(error)) => {
+                let why = format!("{error:#}");
+                warn!("making a template failed: {why}");
+                let failing = kept.shelf().failed(key, sentence(&why).to_owned(), now, jitter());
+                templates.say_what_follows(name, failing);
+            }
+            Err(Failure::NoRoom(why)) => {
+                // It may be so for long, and is tried often.
+                let first = kept.shelf().last() != Some(Err(why.clone()));
+                if first {
+                    warn!("a template is not made now: {why}");
+                }
+                kept.shelf().postponed(key, why, now);
+            }
+            Err(Failure::Dropped(why)) => {
+                info!("making a template was given up: {why}");
+                kept.shelf().dropped();
+            }
+        }
+        templates.tell();
+    }
+
+    async fn make(
+        &self,
+        name: &Name,
+        kept: &Kept,
+        hypervisor: &Hypervisor,
+        ground: Ground,
+        inputs: Inputs,
+    ) -> Result<Template, Failure> {
+        let (templates, image) = (&self.0.templates, &kept.image);
+        let begun = Instant::now();
+        let slots = self.0.config.state_dir.join("slots");
+        let slot = Slot::new(self.0.config.slots, self.0.config.ssh_port_base, &slots);
+        let parent = templates.parent(name);
+        slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"))?;
+        slots::port_is_free(slot.ssh_port())?;
+        make_private_directory(&parent)?;
+        let unfinished = Unfinished::begin(&parent)?;
+        let promise = self.room(image, &unfinished.path().join(MEMORY))?;
+        let within = image.boot_timeout * 2 + PREPARING + FREEZING;
+        let frozen = tokio::select! {
+            biased;
+            () = templates.stop.cancelled() => Err(Failure::Dropped("the worker is stopping")),
+            frozen = tokio::time::timeout(within, self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path())) => {
+                let late = |_| anyhow!("it was not made within {} s", within.as_secs());
+                frozen.map_err(late).flatten().map_err(Failure::Broken)
+            }
+        };
+        // Whatever came of it, QEMU has gone or is on its way.
+        let cleaned = slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"));
+        let host_key = match frozen {
+            Ok(host_key) => host_key,
+            Err(failure) => {
+                unfinished.discard().await;
+                return Err(failure);
+            }
+        };
+        cleaned?;
+        drop(promise);
+        let generation = ground.number;
+        let frozen = Frozen {
+            inputs: inputs.clone(),
+            generation,
+            took: begun.elapsed().as_secs_f64(),
+            host_key,
+            memory_mode: hypervisor.qemu.features().memory_mode(),
+        };
+        let (place, checked) = (parent.clone(), templates.inputs(name, image, &self.0.generations, hypervisor)?.1);
+        if checked != inputs {
+            unfinished.discard().await;
+            return Err(Failure::Dropped("what it is made of changed meanwhile"));
+        }
+        let (directory, manifest) =
+            tokio::task::spawn_blocking(move || template::publish(unfinished, &place, frozen)).await??;
+        Ok(Template::open(name, &parent, directory, manifest, ground, &hypervisor.qemu).await?)
+    }
+
+    /// Takes what making a template takes of the host; nothing waits for it, so that builds go first.
+    fn room(&self, image: &Image, memory: &Path) -> Result<Promise, Failure> {
+        // All of the memory may come to be in the file.
+        let need = Need::new(image.memory_mib, Some(image.memory_mib.saturating_add(MARGIN_MIB)));
+        if let Some(excess) = self.0.budget.never(need) {
+            return Err(Failure::NoRoom(excess.to_string()));
+        }
+        let promised = self.0.budget.promise(need, memory);
+        promised.map_err(|shortage| Failure::NoRoom(format!("it waits for {shortage}")))
+    }
+
+    /// Boots a machine whose files are in a directory, readies it and freezes it. Returns its guest's ssh key.
+    async fn freeze(
+        &self,
+        name: &Name,
+        image: &Arc<Image>,
+        hypervisor: &Hypervisor,
+        slot: &Slot,
+        ground: &Ground,
+        directory: &Path,
+    ) -> anyhow::Result<String> {
+        make_private_directory(slot.directory())?;
+        let disk = directory.join(DISK);
+        hypervisor.qemu.create_overlay(&ground.base, &disk).await?;
+        let memory = qemu::Memory::Shared { file: directory.join(MEMORY) };
+        let machine = description(image, Shape::fresh(image), slot, &disk, hypervisor.accelerator, memory);
+        let vm = qemu::Vm::start(&hypervisor.qemu, &machine, slot.files()).await?;
+        let timeout = image.boot_timeout;
+        let readied = async {
+            let processor = hypervisor.processor();
+            let session = self.answer(slot, name, image, ground.host_key.as_deref(), processor, timeout).await?;
+            let host_key = session.host_key().to_string();
+            // Sets its clock, which the warm-up may look at.
+            let login = greeting::log_in(session, image, None).await?;
+            let ready = prepare::prepare(login.session, name, image);
+            ready.await.context("ready the guest for being frozen")?;
+            Ok::<_, Unanswered>(host_key)
+        };
+        let within = timeout * 2 + LAST_WORD + PREPARING;
+        let host_key = match vm.boot(readied, within).await {
+            Ok(host_key) => host_key,
+            Err(error) => {
+                let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
+                bail!(with_console(&error.to_string(), &console));
+            }
+        };
+        let path = directory.join(STATE);
+        let state = File::options().write(true).create_new(true).mode(0o600).open(&path);
+        let state = state.with_context(|| format!("make {}", path.display()))?;
+        vm.freeze(state, FREEZING).await.context("freeze the machine")?;
+        Ok(host_key)
+    }
+}

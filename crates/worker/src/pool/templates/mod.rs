@@ -1,0 +1,325 @@
+//! Templates: generations that were frozen just after they booted, which machines are cloned from.
+//!
+//! Each image that asks for one has one, made in the background of what its [inputs](inputs) are now. When one of these
+//! changes the template is not used any more, and goes with the last clone of it.
+
+mod builder;
+mod inputs;
+mod outlook;
+mod shelf;
+mod template;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use protocol::command::Name;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::generations::{Generations, Ground};
+use super::published;
+use crate::config::Image;
+use inputs::{Inputs, Processor};
+pub(crate) use outlook::{Listed, Made, Outlook, State};
+use shelf::{Failing, Shelf, Sight};
+pub(super) use template::Template;
+
+/// The templates of all images that have one.
+#[derive(Debug)]
+pub(super) struct Templates {
+    directory: PathBuf,
+    images: BTreeMap<Name, Kept>,
+    /// None if it does not matter, or is not known.
+    processor: Option<Processor>,
+    /// Tells the builder to look.
+    wanted: Notify,
+    /// Counts what changed, for those who wait for something.
+    changes: watch::Sender<u64>,
+    /// Ends the builder.
+    stop: CancellationToken,
+}
+
+/// One image.
+#[derive(Debug)]
+struct Kept {
+    image: Arc<Image>,
+    shelf: Mutex<Shelf<Template>>,
+    /// Those that are not used any more, of which clones may live.
+    retired: Mutex<Vec<Weak<Template>>>,
+}
+
+/// What there is for a machine of an image that has templates.
+#[derive(Debug)]
+pub(super) enum Offer {
+    /// A template, and what a clone of it stands on.
+    Clone(Arc<Template>, Ground),
+    /// None; the sentence says why, after "booting, as".
+    Boot(String),
+}
+
+impl Templates {
+    /// Reads back what there is, and removes what is not of use any more.
+    pub(super) async fn open(
+        state_dir: &Path,
+        images: &BTreeMap<Name, Arc<Image>>,
+        generations: &Generations,
+        hypervisor: Option<&super::Hypervisor>,
+    ) -> Self {
+        let directory = state_dir.join("templates");
+        let images = images.iter().filter(|(_, image)| image.template);
+        let kept = |(name, image): (&Name, &Arc<Image>)| {
+            let kept =
+                Kept { image: Arc::clone(image), shelf: Mutex::new(Shelf::new(None)), retired: Mutex::default() };
+            (name.clone(), kept)
+        };
+        let processor = Processor::of_host().inspect_err(|error| warn!("look at the host's processor: {error:#}"));
+        let templates = Templates {
+            directory,
+            images: images.map(kept).collect(),
+            processor: processor.ok(),
+            wanted: Notify::new(),
+            changes: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+        };
+        if let Some(hypervisor) = hypervisor {
+            templates.remove_unwanted_images();
+            for (name, kept) in &templates.images {
+                let shelf = templates.read(name, kept, generations, hypervisor).await;
+                *kept.shelf() = shelf;
+            }
+        }
+        templates
+    }
+
+    /// Removes the templates of images that have none any more.
+    fn remove_unwanted_images(&self) {
+        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+            let wanted = |name: &Name| entry.file_name().to_str() == Some(name.as_str());
+            if self.images.keys().any(wanted) {
+                continue;
+            }
+            let path = entry.path();
+            match fs::remove_dir_all(&path) {
+                Ok(()) => info!(directory = %path.display(), "removed templates of an image that has none any more"),
+                Err(error) => warn!("remove {}: {error}; the next start tries again", path.display()),
+            }
+        }
+    }
+
+    /// Finds the template of an image that an earlier run made, if it is still of use; the others are removed.
+    async fn read(
+        &self,
+        name: &Name,
+        kept: &Kept,
+        generations: &Generations,
+        hypervisor: &super::Hypervisor,
+    ) -> Shelf<Template> {
+        let parent = self.parent(name);
+        let names = published::read(&parent);
+        let now = self.inputs(name, &kept.image, generations, hypervisor);
+        let (ground, inputs) = match now {
+            Ok(now) => now,
+            Err(error) => {
+                warn!(image = %name, "what the image's template is to be made of is not known: {error:#}");
+                return Shelf::new(None);
+            }
+        };
+        let key = inputs.key();
+        let mut ground = Some(ground);
+        let mut ready = None;
+        for directory in names {
+            let why = match template::read(&parent.join(&directory)) {
+                Ok(manifest) if manifest.key == key => match ground.take() {
+                    Some(ground) => {
+                        let opened =
+                            Template::open(name, &parent, directory.clone(), manifest, ground, &hypervisor.qemu).await;
+                        match opened {
+                            Ok(template) => {
+                                info!(image = %name, template = %key, "a template of an earlier run is of use");
+                                ready = Some((key.clone(), Arc::new(template)));
+                            }
+                            // It was retired, and is gone with this.
+                            Err(error) => warn!(image = %name, "open a template: {error:#}"),
+                        }
+                        continue;
+                    }
+                    None => "there is another one".to_owned(),
+                },
+                Ok(manifest) => format!("changed since: {}", inputs.changes_since(&manifest.inputs)),
+                Err(error) => format!("{error:#}"),
+            };
+            info!(image = %name, template = directory, "removing a template of an earlier run: {why}");
+            if let Err(error) = published::remove(&parent, &directory) {
+                warn!(image = %name, "remove a template: {error}; the next start tries again");
+            }
+        }
+        Shelf::new(ready)
+    }
+
+    /// What a template of an image would stand on and be made of now.
+    fn inputs(
+        &self,
+        name: &Name,
+        image: &Image,
+        generations: &Generations,
+        hypervisor: &super::Hypervisor,
+    ) -> anyhow::Result<(Ground, Inputs)> {
+        let ground = generations.current(name)?;
+        let inputs = Inputs::of(image, &ground, &hypervisor.qemu, hypervisor.accelerator, self.processor.as_ref())?;
+        Ok((ground, inputs))
+    }
+
+    /// Looks what there is for an image's inputs as they are now.
+    fn look(
+        &self,
+        name: &Name,
+        kept: &Kept,
+        generations: &Generations,
+        hypervisor: &super::Hypervisor,
+    ) -> anyhow::Result<(Sight<Template>, Ground, Inputs)> {
+        let (ground, inputs) = self.inputs(name, &kept.image, generations, hypervisor)?;
+        let (sight, superseded) = kept.shelf().look(&inputs.key(), Instant::now());
+        if let Some(superseded) = superseded {
+            let changed = inputs.changes_since(&superseded.manifest.inputs);
+            info!(image = %name, template = %superseded.key(), "a template is not used any more; changed: {changed}");
+            superseded.retire();
+            kept.retired().push(Arc::downgrade(&superseded));
+            self.tell();
+        }
+        if matches!(sight, Sight::Absent) {
+            self.wanted.notify_one();
+        }
+        Ok((sight, ground, inputs))
+    }
+
+    /// What there is for a machine of an image; none if the image has no templates.
+    pub(super) fn offer(
+        &self,
+        name: &Name,
+        generations: &Generations,
+        hypervisor: &super::Hypervisor,
+    ) -> Option<Offer> {
+        let kept = self.images.get(name)?;
+        let offer = match self.look(name, kept, generations, hypervisor) {
+            Ok((Sight::Ready(template), ground, _)) => Offer::Clone(template, ground),
+            Ok((sight, ground, _)) => {
+                let generation = ground.number;
+                Offer::Boot(match sight {
+                    Sight::Ready(_) | Sight::Absent => {
+                        format!("there is no template of generation {generation} yet; one is going to be made")
+                    }
+                    Sight::Building(since) => {
+                        format!("its template is being built, for {:.0} s so far", since.elapsed().as_secs_f64())
+                    }
+                    Sight::Later(until, why) => format!(
+                        "its template failed and is made again in {:.0} s: {}",
+                        (until - Instant::now()).as_secs_f64(),
+                        super::sentence(&why)
+                    ),
+                    Sight::LeftAlone(why) => format!(
+                        "its template failed too often, until somebody says kvm-worker image template {name}: {}",
+                        super::sentence(&why)
+                    ),
+                })
+            }
+            Err(error) => Offer::Boot(format!("there is no template: {error:#}")),
+        };
+        Some(offer)
+    }
+
+    /// Whether a template is the one that machines of its image are cloned from.
+    #[allow(dead_code, reason = "for spares, which come next")]
+    pub(super) fn is_current(&self, template: &Arc<Template>) -> bool {
+        let kept = self.images.get(template.image());
+        kept.is_some_and(|kept| kept.shelf().ready().is_some_and(|ready| Arc::ptr_eq(ready, template)))
+    }
+
+    /// Notes that a clone runs.
+    pub(super) fn worked(&self, template: &Arc<Template>) {
+        if let Some(kept) = self.images.get(template.image()) {
+            kept.shelf().worked(template);
+        }
+    }
+
+    /// Notes that a clone failed, for which the template is to blame: it is not used any more, and another is made. Blocks.
+    pub(super) fn failed(&self, template: &Arc<Template>, why: &str) {
+        let Some(kept) = self.images.get(template.image()) else { return };
+        let failing = kept.shelf().bad(template, why.to_owned(), Instant::now(), jitter());
+        if let Some(failing) = failing {
+            template.condemn(super::sentence(why));
+            kept.retired().push(Arc::downgrade(template));
+            warn!(image = %template.image(), template = %template.key(), "a clone failed, and its template is not used any more: {why}");
+            self.say_what_follows(template.image(), failing);
+            self.wanted.notify_one();
+            self.tell();
+        }
+    }
+
+    fn say_what_follows(&self, image: &Name, failing: Failing) {
+        match failing {
+            Failing::Again(pause) => {
+                info!(%image, "another template is made in {:.0} s", pause.as_secs_f64());
+            }
+            Failing::LeftAlone(times) => warn!(
+                %image,
+                "the image's template failed {times} times in a row; its machines boot until something that it is made of \
+                 changes, or somebody says: kvm-worker image template {image}"
+            ),
+        }
+    }
+
+    /// Has the builder look whether an image's template is still of use.
+    pub(super) fn look_again(&self) {
+        self.wanted.notify_one();
+    }
+
+    /// Changes whenever a template was made or is not used any more.
+    #[allow(dead_code, reason = "for spares, which come next")]
+    pub(super) fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// Ends the builder, and what it is making.
+    pub(super) fn close(&self) {
+        self.stop.cancel();
+    }
+
+    fn tell(&self) {
+        self.changes.send_modify(|count| *count += 1);
+    }
+
+    fn parent(&self, image: &Name) -> PathBuf {
+        self.directory.join(image.as_str())
+    }
+}
+
+impl Kept {
+    fn shelf(&self) -> MutexGuard<'_, Shelf<Template>> {
+        self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Those that are not used any more and still there.
+    fn retired(&self) -> MutexGuard<'_, Vec<Weak<Template>>> {
+        let mut retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        retired.retain(|template| template.strong_count() > 0);
+        retired
+    }
+}
+
+/// What pauses are lengthened or shortened by, so that they don't fall together with what failed.
+fn jitter() -> f64 {
+    rand::Rng::random_range(&mut rand::rng(), 0.75..1.25)
+}
+
+impl super::Pool {
+    /// Begins to make templates in the background.
+    pub(super) fn keep_templates(&self) {
+        if !self.0.templates.images.is_empty() && self.0.hypervisor.is_some() {
+            self.0.tasks.spawn(builder::keep(self.clone()));
+        }
+    }
+}
