@@ -28,6 +28,10 @@ pub struct Counter {
 
 impl Workshop {
     pub async fn new() -> Self {
+        Self::with(qemu().await).await
+    }
+
+    pub async fn with(qemu: Qemu) -> Self {
         let directory = tempfile::Builder::new().prefix("templates, 1 ").tempdir().expect("a temporary directory");
         let mut disk = GUEST.to_vec();
         disk.resize(510, 0);
@@ -35,7 +39,7 @@ impl Workshop {
         let file = directory.path().join("base.img");
         fs::write(&file, disk).expect("written");
         File::options().write(true).open(&file).expect("it is there").set_len(64 << 20).expect("made larger");
-        let workshop = Workshop { directory, qemu: qemu().await };
+        let workshop = Workshop { directory, qemu };
         let base = Base { file, format: Format::Raw };
         workshop.qemu.create_overlay(&base, &workshop.disk("template")).await.expect("created");
         workshop
