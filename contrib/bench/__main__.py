@@ -117,7 +117,7 @@ def compare_machines(options: argparse.Namespace, paths: Paths) -> None:
     begun = time.monotonic()
 
     def section() -> str:
-        tables = (machines_report.ratios, machines_report.times, machines_report.qemu, machines_report.memory)
+        tables = (machines_report.ratios, machines_report.times, machines_report.parts, machines_report.memory)
         odd = [what for contest in contests for what in contest.odd]
         said = machines_report.counts(measured, guests, odd)
         took = f"Took {(time.monotonic() - begun) / 60:.0f} minutes."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import contestants
-from guests import BY_HAND, COUNTED, COUNTS, CPUS, MEMORY_MIB, WAYS, Entrant, Guest
+from guests import BY_HAND, CLONE_PARTS, COUNTED, COUNTS, CPUS, MEMORY_MIB, WAYS, Entrant, Guest
 from master import Build, Master
 from measurements import Measurements
 from plan import Paths
@@ -57,7 +58,7 @@ class Machines:
                     entrant = Entrant(self._guest, way)
                     build = self._build(entrant.builder, way, worker)
                     if build is not None:
-                        self._add_times(entrant, build)
+                        self._add_times(entrant, build, worker.log)
                 so_far()
 
     def weigh(self, so_far: Callable[[], None]) -> None:
@@ -128,16 +129,17 @@ class Machines:
     def _hows(self, build: Build) -> set[str]:
         return {machine["how"] for machine in build.properties["machines"]}
 
-    def _add_times(self, entrant: Entrant, build: Build) -> None:
+    def _add_times(self, entrant: Entrant, build: Build, log: Path) -> None:
         start, true = build.properties["spans"]
         worker, master = start["elapsed"] + true["elapsed"], true["ended"] - start["began"]
         self._into.add(entrant, "worker", [worker])
         self._into.add(entrant, "master", [master])
         said = f"{worker:.2f} s, {master:.2f} s through the master"
         if entrant.way == "clone":
-            qemu = build.properties["machines"][0].get("qemu_seconds", 0.0)
-            self._into.add(entrant, "qemu", [qemu])
-            said += f", {qemu * 1000:.0f} ms of QEMU's"
+            parts = clone_parts(log, build.properties["machines"][0]["slot"])
+            for part, milliseconds in parts.items():
+                self._into.add(entrant, part, [milliseconds / 1000])
+            said += "".join(f", {part} {milliseconds} ms" for part, milliseconds in parts.items())
         print(f"  {entrant.builder}: {said}", flush=True)
 
     def _settle(self) -> None:
@@ -150,6 +152,15 @@ class Machines:
             if abs(used - before) <= QUIET:
                 return
         self._note(f"master, worker and machines were not quiet within {SETTLE} s")
+
+
+def clone_parts(log: Path, slot: int) -> dict[str, int]:
+    """Give the milliseconds of each part of the last clone in a slot, as the worker's log has them."""
+    cloned = [line for line in log.read_text().splitlines() if re.search(rf"vm cloned slot={slot}\b", line)]
+    if not cloned:
+        raise Problem(f"the worker's log does not tell of a clone in slot {slot}: see {log}")
+    found = dict(re.findall(r"\b(\w+)_ms=(\d+)", cloned[-1]))
+    return {part: int(found[part]) for part in CLONE_PARTS}
 
 
 def cpu(directory: Path) -> float:

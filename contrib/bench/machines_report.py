@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from guests import BY_HAND, COUNTED, COUNTS, WAYS, Entrant, Guest
+from guests import BY_HAND, CLONE_PARTS, COUNTED, COUNTS, WAYS, Entrant, Guest
 from measurements import Measurements
 from report import NOT_APPLICABLE, mebibytes, milliseconds, seconds, table
 
@@ -19,6 +19,10 @@ WAY_TITLES = {BY_HAND: "by hand", "boot": "boot", "clone": "clone", "warm": "war
 
 #: The two clocks.
 CLOCKS = {"worker": "worker", "master": "through the master"}
+
+PART_TITLES = {"qemu": "QEMU's start to running guest", "login": "ssh's answer", "refresh": "looking new"}
+
+STATISTICS = {"median": Measurements.median, "95th percentile": Measurements.percentile95}
 
 
 @dataclass(frozen=True)
@@ -84,20 +88,21 @@ def times(measured: Measurements, guests: Sequence[Guest]) -> str:
     rows = [["from `vm_start` to the end of the first `true`", *(WAY_TITLES[way] for way in WAYS)]]
     for guest in guests:
         for clock, title in CLOCKS.items():
-            for what, value in (("median", Measurements.median), ("95th percentile", Measurements.percentile95)):
+            for what, value in STATISTICS.items():
                 found = [value(measured, Entrant(guest, way), clock) for way in WAYS]
                 shown = [NOT_APPLICABLE if one is None else seconds(one) for one in found]
                 rows.append([f"{guest.title}, {title}: {what}", *shown])
     return table(rows)
 
 
-def qemu(measured: Measurements, guests: Sequence[Guest]) -> str:
-    """Give what QEMU takes of a clone's time."""
-    rows = [["clone: QEMU's start to running guest", "median", "95th percentile"]]
+def parts(measured: Measurements, guests: Sequence[Guest]) -> str:
+    """Give what the worker says a clone's time is spent for."""
+    rows = [["the parts of a clone's time", *(PART_TITLES[part] for part in CLONE_PARTS)]]
     for guest in guests:
-        entrant = Entrant(guest, "clone")
-        found = measured.median(entrant, "qemu"), measured.percentile95(entrant, "qemu")
-        rows.append([guest.title, *(NOT_APPLICABLE if one is None else milliseconds(one) for one in found)])
+        for what, value in STATISTICS.items():
+            found = [value(measured, Entrant(guest, "clone"), part) for part in CLONE_PARTS]
+            shown = [NOT_APPLICABLE if one is None else milliseconds(one) for one in found]
+            rows.append([f"{guest.title}: {what}", *shown])
     return table(rows)
 
 
