@@ -8,8 +8,10 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::{ConnectError, Exec, Exit, OutputError, Session, Target, Timing, connect};
 
-/// The pause after a first try that failed; it grows to [`PAUSE_MAX`].
+/// The pause after a connection that no server answered. That costs the guest next to nothing.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// The longest pause after a login that failed; the first is [`PAUSE`]. A login takes a guest that boots time to boot in.
 const PAUSE_MAX: Duration = Duration::from_millis(250);
 
 /// How long to wait for a server's first byte before trying another connection beside the one that waits: one that
@@ -108,7 +110,15 @@ impl Boot {
     async fn poll(&mut self, target: &Target, timing: &Timing, readiness: &Readiness) -> Result<Session, ConnectError> {
         let mut pause = PAUSE;
         loop {
-            match self.session(target, timing).await {
+            let stream = match self.reach(target, timing).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    self.put_up_with(error, readiness)?;
+                    sleep(PAUSE).await;
+                    continue;
+                }
+            };
+            match Session::log_in(stream, target, timing).await {
                 Ok(session) => {
                     let Some(command) = &readiness.command else { return Ok(session) };
                     match timeout(readiness.command_timeout, asked(&session, command)).await {
@@ -118,17 +128,11 @@ impl Boot {
                         Err(_) => self.failed(format!("readiness command {command:?} did not end")),
                     }
                 }
-                Err(error) if self.is_final(&error, readiness) => return Err(error),
-                Err(error) => self.failed(error.to_string()),
+                Err(error) => self.put_up_with(error, readiness)?,
             }
             sleep(pause).await;
             pause = (pause * 2).min(PAUSE_MAX);
         }
-    }
-
-    async fn session(&mut self, target: &Target, timing: &Timing) -> Result<Session, ConnectError> {
-        let stream = self.reach(target, timing).await?;
-        Session::log_in(stream, target, timing).await
     }
 
     /// Connects, more than once if the server is silent; the first that ends counts, however it does.
@@ -153,6 +157,15 @@ impl Boot {
             tracing::debug!(tries = self.tries, why, "guest not ready");
             self.last = why;
         }
+    }
+
+    /// Takes note of an error, or returns it if trying again can't help.
+    fn put_up_with(&mut self, error: ConnectError, readiness: &Readiness) -> Result<(), ConnectError> {
+        if self.is_final(&error, readiness) {
+            return Err(error);
+        }
+        self.failed(error.to_string());
+        Ok(())
     }
 
     fn is_final(&mut self, error: &ConnectError, readiness: &Readiness) -> bool {

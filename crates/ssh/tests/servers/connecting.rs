@@ -201,6 +201,18 @@ async fn a_guest_that_never_gets_ready_is_given_up_with_the_last_reason() {
     assert!(*tries > 2 && last.contains("Connection reset"), "{error}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_port_that_nobody_answers_is_tried_often() {
+    let server = Server::start(Kind::OpenSsh);
+    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+    let target = Target { address: port.local_addr().expect("it has one"), ..server.target() };
+    drop(port);
+    // The system refuses at once, so that no time passes but between the tries.
+    let error = wait_until_ready(&target, &Timing::default(), &Readiness::within(SOON)).await.expect_err("not ready");
+    let NotReady::TimedOut { tries, .. } = error else { panic!("{error}") };
+    assert!(SOON / tries <= Duration::from_millis(100), "{tries} tries");
+}
+
 #[tokio::test]
 async fn the_readiness_command_must_succeed() {
     let server = Server::start(Kind::OpenSsh);
