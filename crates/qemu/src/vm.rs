@@ -58,6 +58,9 @@ pub enum BootError<E> {
     Probe(E),
 }
 
+/// How long it may take until the end of a QEMU is seen.
+const UNSEEN: Duration = Duration::from_millis(500);
+
 impl Vm {
     /// Starts a machine, and returns when QEMU answers on its monitor. The guest is booting then. If this future is dropped
     /// before, QEMU is killed.
@@ -151,7 +154,14 @@ impl Vm {
             halt = self.halted() => return Err(BootError::Halted(halt)),
             answer = timeout(deadline, probe) => answer,
         };
-        let answer = answer.map_err(|_| BootError::TimedOut { after: deadline })?.map_err(BootError::Probe)?;
+        let answer = match answer.map_err(|_| BootError::TimedOut { after: deadline })? {
+            Ok(answer) => answer,
+            // What was asked notices QEMU's end a moment before it is seen here.
+            Err(error) => match timeout(UNSEEN, self.exited()).await {
+                Ok(exit) => return Err(BootError::Exited(exit)),
+                Err(_) => return Err(BootError::Probe(error)),
+            },
+        };
         apply(&self.shared.states, Change::GuestAnswers);
         Ok(answer)
     }

@@ -173,6 +173,16 @@ async fn a_machine_killed_while_it_boots_is_noticed_at_once() {
 }
 
 #[tokio::test]
+async fn what_is_asked_of_a_machine_that_dies_is_explained_by_its_death() {
+    let slot = Slot::new();
+    let vm = slot.start().await;
+    signal(vm.pid(), Signal::SIGKILL);
+    let cut = async { Err::<(), _>("connection reset") };
+    let error = within(vm.boot(cut, DEADLINE)).await.expect_err("it is dead").to_string();
+    assert_eq!(error, "qemu exited during boot with signal 9 (SIGKILL)");
+}
+
+#[tokio::test]
 async fn a_guest_that_panics_while_it_boots_is_noticed_at_once() {
     let slot = Slot::new();
     let mut machine = slot.machine();
