@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 
+use super::message::Printable;
 use super::{Answer, MAX_LINE, Request, Response, socket};
 
 /// Asks the worker that uses a state directory, and waits so long for its answer.
@@ -43,6 +44,6 @@ pub(crate) fn ask(state_dir: &Path, request: &Request, patience: Duration) -> an
     }
     match serde_json::from_slice(&line).context("understand the worker's answer; is it of another version?")? {
         Response::Done(answer) => Ok(answer),
-        Response::Refused(why) => bail!(why),
+        Response::Refused(why) => bail!("{}", Printable(&why)),
     }
 }

@@ -252,22 +252,21 @@ impl fmt::Display for TemplatesOf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let TemplatesOf { image, state, retired } = self;
         write!(f, "{image}: ")?;
-        // What failed may be a guest's words, and this is for a terminal.
         match state {
             TemplateState::Off => writeln!(f, "no template"),
             TemplateState::Ready(template) => writeln!(f, "ready, {template}"),
             TemplateState::Waiting => writeln!(f, "going to be made"),
             TemplateState::Building { seconds } => writeln!(f, "being made for {seconds:.0} s"),
             TemplateState::Failed { why, seconds } => {
-                writeln!(f, "failed, made again in {seconds:.0} s: {}", why.escape_debug())
+                writeln!(f, "failed, made again in {seconds:.0} s: {}", Printable(why))
             }
             TemplateState::LeftAlone { why } => writeln!(
                 f,
                 "failed too often, left alone until it is asked for (kvm-worker image template {image}) or something that it \
                  is made of changes: {}",
-                why.escape_debug()
+                Printable(why)
             ),
-            TemplateState::Unknown { why } => writeln!(f, "can't be made: {}", why.escape_debug()),
+            TemplateState::Unknown { why } => writeln!(f, "can't be made: {}", Printable(why)),
         }?;
         retired.iter().try_for_each(|template| writeln!(f, "{image}: not used any more, {template}"))
     }
@@ -283,6 +282,18 @@ impl fmt::Display for TemplateLine {
             1 => write!(f, ", 1 clone"),
             _ => write!(f, ", {clones} clones"),
         }
+    }
+}
+
+/// A text that may have words of a guest in it, and does nothing to a terminal.
+pub(super) struct Printable<'a>(pub &'a str);
+
+impl fmt::Display for Printable<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.chars().try_for_each(|char| match char {
+            char if char.is_control() => write!(f, "{}", char.escape_debug()),
+            char => write!(f, "{char}"),
+        })
     }
 }
 
@@ -372,7 +383,7 @@ mod tests {
             let of = TemplatesOf { image: "debian".to_owned(), state, retired: retired.to_vec() };
             assert_eq!(of.to_string(), expected);
         };
-        let why = || "no answer\u{1b}[2J".to_owned();
+        let why = || "qemu's answer\u{1b}[2J".to_owned();
         check(TemplateState::Off, &[], "debian: no template\n");
         check(TemplateState::Waiting, &[], "debian: going to be made\n");
         check(
@@ -386,15 +397,15 @@ mod tests {
         check(
             TemplateState::Failed { why: why(), seconds: 20.0 },
             &[],
-            "debian: failed, made again in 20 s: no answer\\u{1b}[2J\n",
+            "debian: failed, made again in 20 s: qemu's answer\\u{1b}[2J\n",
         );
         check(
             TemplateState::LeftAlone { why: why() },
             &[],
             "debian: failed too often, left alone until it is asked for (kvm-worker image template debian) or something that it \
-             is made of changes: no answer\\u{1b}[2J\n",
+             is made of changes: qemu's answer\\u{1b}[2J\n",
         );
-        check(TemplateState::Unknown { why: why() }, &[], "debian: can't be made: no answer\\u{1b}[2J\n");
+        check(TemplateState::Unknown { why: why() }, &[], "debian: can't be made: qemu's answer\\u{1b}[2J\n");
     }
 
     #[test]

@@ -20,7 +20,7 @@ use super::{Hypervisor, Order, Pool, Progress, greeting, refresh, slots};
 use crate::config::Image;
 
 /// The part of the time for a boot that a clone gets to answer, and the least it gets.
-const PART: u32 = 4;
+const PART: u32 = 3;
 const LEAST: Duration = Duration::from_secs(10);
 
 /// A machine that is not a clone, with what it can be booted in instead.
@@ -188,6 +188,7 @@ impl Pool {
                 Err(match error {
                     // The disk is full, or the kernel's KVM failed.
                     qemu::BootError::Halted(_) => Fault::Host(why),
+                    qemu::BootError::Exited(exit) if was_killed(&exit) => Fault::Host(why),
                     _ => Fault::Template(why),
                 })
             }
@@ -229,8 +230,17 @@ fn restore_fault(error: qemu::RestoreError) -> Fault {
             StartError::Occupied { .. } | StartError::Pidfile(_) | StartError::File { .. } | StartError::Spawn(_),
         )
         | RestoreError::State(_) => Fault::Host(error.into()),
+        RestoreError::Exited(ref exit) | RestoreError::Start(StartError::Exited(ref exit)) if was_killed(exit) => {
+            Fault::Host(error.into())
+        }
         _ => Fault::Template(error.into()),
     }
+}
+
+/// Whether somebody else ended QEMU, such as the kernel for want of memory. What it does itself ends it by other signals
+/// (SIGABRT, SIGBUS, SIGSEGV).
+fn was_killed(exit: &qemu::Exit) -> bool {
+    matches!(exit.status, process::ExitStatus::Signal(2 | 9 | 15))
 }
 
 #[cfg(test)]

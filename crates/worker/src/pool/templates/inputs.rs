@@ -59,6 +59,7 @@ impl Inputs {
         }
         if let Some(Processor(processor)) = processor
             && accelerator == qemu::Accelerator::Kvm
+            && is_like_host(image.cpu.as_deref())
         {
             note("processor", processor.clone());
         }
@@ -131,6 +132,12 @@ impl Processor {
     }
 }
 
+/// Whether a processor model of QEMU's is made of what the host's has. By default it is.
+fn is_like_host(cpu: Option<&str>) -> bool {
+    let model = cpu.and_then(|cpu| cpu.split(',').next());
+    model.is_none_or(|model| matches!(model, "host" | "max"))
+}
+
 /// What says which processor it is (proc(5)).
 const TELLING: [&str; 7] = ["vendor_id", "cpu family", "model", "model name", "stepping", "microcode", "flags"];
 
@@ -174,6 +181,17 @@ mod tests {
         check(&[("kernel", "/k")], &[("processor", "x")], "processor (was nothing, is x), kernel (was /k, is nothing)");
         let long = "x".repeat(MAX_SHOWN);
         check(&[("arguments", "y")], &[("arguments", &long)], "arguments");
+    }
+
+    #[test]
+    fn a_processor_matters_where_the_guest_sees_it() {
+        let check = |cpu, expected| assert_eq!(is_like_host(cpu), expected, "{cpu:?}");
+        check(None, true);
+        check(Some("host"), true);
+        check(Some("host,-avx512f"), true);
+        check(Some("max"), true);
+        check(Some("qemu64"), false);
+        check(Some("Skylake-Server,+x"), false);
     }
 
     #[test]

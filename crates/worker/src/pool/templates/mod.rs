@@ -323,3 +323,6 @@ impl super::Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
