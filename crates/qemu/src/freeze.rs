@@ -9,12 +9,12 @@ use tokio::io::{AsyncWriteExt, BufReader, copy_buf};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use crate::migration::{Fault, Migration, unless_exited};
+use crate::migration::{CHUNK, Fault, Migration, unless_exited};
 use crate::qmp::QmpError;
 use crate::{Exit, Memory, Rung, Shutdown, Stuck, Vm};
 
-/// Why a machine was not frozen. Its guest has been stopped and can't be trusted to go on: drop the machine, and throw
-/// its files away.
+/// Why a machine was not frozen. Unless it says otherwise the guest was stopped and can't be trusted to go on: drop the
+/// machine, and throw its files away.
 #[derive(Debug, Error)]
 #[non_exhaustive]
 pub enum FreezeError {
@@ -53,9 +53,6 @@ pub enum FreezeError {
     Stuck(#[from] Stuck),
 }
 
-/// How much of the state is moved at once, in bytes. It is about half a megabyte.
-const CHUNK: usize = 256 << 10;
-
 impl Vm {
     /// Stops the guest, saves the state of the machine's devices to an empty file, and ends QEMU. From this file, the
     /// memory's, and overlays on the disk's, any number of machines can be [restored](Vm::restore), each of which goes on
@@ -71,7 +68,7 @@ impl Vm {
     /// Dropping the future leaves the machine stopped for good.
     ///
     /// # Errors
-    /// Whatever it is, the machine is of no use any more: see [`FreezeError`].
+    /// Nearly all leave a machine that is of no use any more: see [`FreezeError`].
     pub async fn freeze(&self, state: File, within: Duration) -> Result<(), FreezeError> {
         if !matches!(self.memory(), Memory::Shared { .. }) {
             return Err(FreezeError::NotShared);

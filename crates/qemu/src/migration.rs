@@ -18,6 +18,9 @@ use crate::{Exit, Vm};
 /// QEMU's name for its end of the socket.
 const NAME: &str = "state";
 
+/// How much of the state is moved at once, in bytes. It is about half a megabyte.
+pub(crate) const CHUNK: usize = 256 << 10;
+
 /// A migration that is prepared, or under way.
 pub(crate) struct Migration<'a> {
     qmp: &'a Qmp,

@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use crate::migration::{Fault, Migration, unless_exited};
+use crate::migration::{CHUNK, Fault, Migration, unless_exited};
 use crate::qmp::QmpError;
 use crate::start::{END_PATIENCE, StartError};
 use crate::{Exit, Files, Machine, Memory, Qemu, Vm};
@@ -54,9 +54,6 @@ pub enum RestoreError {
 /// How long a QEMU that answers may take to read the state and let the guest go on. It takes some 30 ms; a host that is
 /// starting many may be slower.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How much of the state is moved at once, in bytes. It is about half a megabyte.
-const CHUNK: usize = 256 << 10;
 
 impl Vm {
     /// Starts a machine that goes on where another was [frozen](Vm::freeze), and returns when its guest runs. It has
