@@ -15,7 +15,8 @@ from program import Program
 #: Seconds within which a worker finds its master.
 CONNECT = 60
 
-SLOTS = 2
+#: Those of the configuration. Templates are made on a port of their own.
+SLOTS = 3
 
 #: The longest path (bytes) under which the worker has sockets.
 LONGEST = 80
@@ -59,7 +60,7 @@ class Worker:
             "WORKER__PASSWORD_FILE": self._paths.password,
             "WORKER__BASEDIR": self._paths.worker,
             "POOL__SLOTS": SLOTS,
-            "POOL__SSH_PORT_BASE": free_ports(2222, SLOTS),
+            "POOL__SSH_PORT_BASE": free_ports(2222, SLOTS + 1),
             "POOL__STATE_DIR": self._paths.disks,
         }
         for image in ("debian-build", "debian-plain"):
