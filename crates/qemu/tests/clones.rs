@@ -74,6 +74,22 @@ async fn neither_a_freeze_nor_a_restore_is_taken_for_a_halt() {
 }
 
 #[tokio::test]
+async fn a_clone_that_is_reset_boots_like_any_machine() {
+    let workshop = Workshop::new().await;
+    workshop.frozen().await;
+    let before = workshop.contents();
+    let mut clone = workshop.restore(&workshop.clone_of_template("clone")).await.expect("it is restored");
+    clone.counts(&["3"]).await;
+    let reset = clone.vm.qmp().reset();
+    clone.vm.qmp().system_reset().await.expect("it is reset");
+    within(reset).await;
+    assert_eq!(clone.hears().await, b's');
+    clone.counts(&["1", "2"]).await;
+    drop(clone);
+    assert!(workshop.contents() == before, "a clone changed its template");
+}
+
+#[tokio::test]
 async fn a_clone_that_is_halted_is_noticed() {
     let workshop = Workshop::new().await;
     workshop.frozen().await;
