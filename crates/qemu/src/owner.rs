@@ -138,7 +138,7 @@ pub(crate) fn apply(states: &watch::Sender<State>, change: Change) {
 }
 
 /// Waits until a machine has exited.
-pub(crate) fn exit_of(states: &Arc<watch::Sender<State>>) -> impl Future<Output = Exit> + Send + 'static {
+pub(crate) fn exit_of(states: &Arc<watch::Sender<State>>) -> impl Future<Output = Exit> + Send + use<> {
     let mut states = states.subscribe();
     async move {
         loop {

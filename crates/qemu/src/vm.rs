@@ -129,14 +129,14 @@ impl Vm {
     }
 
     /// Waits until QEMU has exited and was reaped. The future is independent of the `Vm`.
-    pub fn exited(&self) -> impl Future<Output = Exit> + Send + 'static {
+    pub fn exited(&self) -> impl Future<Output = Exit> + Send + use<> {
         exit_of(&self.shared.states)
     }
 
     /// Waits until QEMU has stopped the guest of its own accord, which it does when the host's disk is full, the guest has
     /// panicked, or KVM has failed. Nothing the guest was asked will then be answered any more. The future is independent
     /// of the `Vm`.
-    pub fn halted(&self) -> impl Future<Output = Halt> + Send + 'static {
+    pub fn halted(&self) -> impl Future<Output = Halt> + Send + use<> {
         let qmp = self.shared.qmp.clone();
         async move { qmp.halted().await }
     }
