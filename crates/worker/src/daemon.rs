@@ -189,6 +189,7 @@ impl Daemon {
     fn drain(&mut self) -> Option<&'static str> {
         info!("draining: SIGUSR1");
         self.drain.send_replace(true);
+        self.pool.drain();
         self.link.is_none().then_some(NO_LINE_TO_DRAIN)
     }
 
@@ -285,7 +286,7 @@ impl Daemon {
     fn pool_state(&self) -> PoolState {
         let state = if *self.drain.borrow() { "draining" } else { "running" };
         let (free, waiting) = (self.pool.free(), self.pool.waiting());
-        PoolState { slots: self.pool.slots(), free, waiting, held: self.pool.held(), state }
+        PoolState { slots: self.pool.slots(), free, waiting, warm: self.pool.warm(), held: self.pool.held(), state }
     }
 
     /// Does what a person asks, without waiting for the end of it.

@@ -48,6 +48,8 @@ pub(crate) struct PoolState {
     pub free: u16,
     /// How many wait to be started.
     pub waiting: usize,
+    /// How many machines are ready for builds to come.
+    pub warm: u16,
     /// How many machines are held for people.
     pub held: usize,
     /// What the worker does: `running` or `draining`.
@@ -81,6 +83,7 @@ pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)],
         ("vm_free", i64::from(pool.free).into()),
         ("vm_state", pool.state.into()),
         ("vm_waiting", Value::Int(i64::try_from(pool.waiting).unwrap_or(i64::MAX))),
+        ("vm_warm", i64::from(pool.warm).into()),
         ("vm_held", Value::Int(i64::try_from(pool.held).unwrap_or(i64::MAX))),
     ];
     // A file in info/ must not stand in for what the master computes with.

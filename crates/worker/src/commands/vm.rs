@@ -149,11 +149,11 @@ impl Work<'_> {
         let network =
             facts.network.as_ref().map(|(network, address)| format!(", address {address} in network '{network}'"));
         self.say(format!(
-            "vm '{}' is ready in slot {}: {} in {:.1} s; ssh port {}, process {}{}",
+            "vm '{}' is ready in slot {}: {} in {}; ssh port {}, process {}{}",
             facts.owner.vm,
             facts.slot,
             facts.how.sentence(),
-            facts.took.as_secs_f64(),
+            duration(facts.took),
             facts.ssh_port,
             facts.pid,
             network.unwrap_or_default()
@@ -497,6 +497,14 @@ fn bytes(path: &Path) -> Vec<u8> {
     std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec()
 }
 
+fn duration(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
+    }
+}
+
 fn amount(files: u64, bytes: u64) -> String {
     let files = if files == 1 { "1 file".to_owned() } else { format!("{files} files") };
     match bytes {
@@ -552,6 +560,15 @@ mod tests {
         std::os::unix::fs::symlink("/etc", basedir.join("builder/build/link")).unwrap();
         check("link/passwd", false);
         check("link", false);
+    }
+
+    #[test]
+    fn durations_are_short() {
+        let check = |milliseconds, expected: &str| assert_eq!(duration(Duration::from_millis(milliseconds)), expected);
+        check(7, "7 ms");
+        check(999, "999 ms");
+        check(1000, "1.0 s");
+        check(12_345, "12.3 s");
     }
 
     #[test]

@@ -42,7 +42,7 @@ enum Fault {
 
 impl Pool {
     /// What there is to make a machine for an order of, if its image has templates.
-    fn offer(&self, order: &Order, image: &Image, hypervisor: &Hypervisor) -> Option<Offer> {
+    pub(super) fn offer(&self, order: &Order, image: &Image, hypervisor: &Hypervisor) -> Option<Offer> {
         if !image.template {
             return None;
         }

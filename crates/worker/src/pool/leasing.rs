@@ -89,12 +89,20 @@ impl Pool {
         let needs = self.0.images.values().map(|image| Need::of(image, Shape::fresh(image)));
         // Builds whose machine never fits do not wait for it, but are told so.
         let smallest = needs.filter(|need| self.0.budget.never(*need).is_none()).map(|need| need.memory_mib()).min();
-        fit(self.0.slots.census().free, self.0.budget.memory_left_mib(), smallest)
+        // What is ready is handed out, or gives way.
+        let (spares, spares_mib) = self.0.warm.ready();
+        let left = self.0.budget.memory_left_mib().map(|left| left.saturating_add(spares_mib));
+        fit(self.0.slots.census().free.saturating_add(spares), left, smallest)
     }
 
     /// How many machines may run at a time.
     pub(crate) fn slots(&self) -> u16 {
         self.0.slots.census().slots
+    }
+
+    /// How many machines are ready for builds to come.
+    pub(crate) fn warm(&self) -> u16 {
+        self.0.warm.ready().0
     }
 
     /// How many machines wait to be started.
@@ -110,11 +118,15 @@ impl Pool {
                     0 => String::new(),
                     count => format!(", {count} of them because they can't be cleaned"),
                 };
+                let warm = match self.0.warm.ready().0 {
+                    0 => String::new(),
+                    count => format!(", {count} of them by machines that were ready for others and give way"),
+                };
                 let held = match self.held() {
                     0 => String::new(),
                     count => format!(", {count} of them by machines that are held for people"),
                 };
-                format!("waiting for a slot: all {slots} are in use{broken}{held}")
+                format!("waiting for a slot: all {slots} are in use{broken}{held}{warm}")
             }
             Wait::Short(shortage) => format!("waiting for {shortage}"),
             Wait::Turn { ahead: 1, first } => format!("waiting for its turn; one machine is ahead, for {first}"),

@@ -60,7 +60,6 @@ impl Facts {
 
 /// How a machine came to be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[allow(dead_code, reason = "the ways that are not there yet")]
 pub(crate) enum How {
     /// It was booted.
     Boot,

@@ -31,6 +31,7 @@ mod state_dir;
 mod templates;
 mod term;
 mod turn;
+mod warm;
 mod way_in;
 
 use std::collections::BTreeMap;
@@ -106,6 +107,7 @@ struct Inner {
     disks: disks::Disks,
     generations: Generations,
     templates: Templates,
+    warm: warm::Warm,
     host_keys: host_keys::HostKeys,
     networks: network::Networks,
     machines: Mutex<Registry<Machine>>,
@@ -181,6 +183,7 @@ impl Pool {
         let pool = Pool(Arc::new(Inner {
             generations,
             templates,
+            warm: warm::Warm::new(&images),
             images,
             hypervisor,
             slots,
@@ -193,6 +196,7 @@ impl Pool {
             config: pool,
         }));
         pool.keep_templates();
+        pool.keep_warm();
         Ok(pool)
     }
 
@@ -236,7 +240,7 @@ impl Pool {
         Ok(machine)
     }
 
-    /// Raises a machine in a slot of its own, and gives it to the builder.
+    /// Gives the builder a machine that is ready, or raises one in a slot of its own.
     async fn start_for(
         &self,
         order: &Order,
@@ -245,12 +249,18 @@ impl Pool {
         progress: &dyn Progress,
     ) -> Result<Arc<Machine>, VmError> {
         let asked = Instant::now();
+        let mut start = self.0.warm.begin();
+        let longest = self.0.config.time_to_live;
+        let time_to_live = order.ttl.map_or(longest, |asked| asked.min(longest));
+        if let Some(spare) = self.take_spare(order, &image, hypervisor, progress).await {
+            return Ok(spare.given_to(order, asked, time_to_live));
+        }
+        start.is_unserved();
         let lease = self.lease(order, &image, progress).await?;
         let slot = lease.slot().number();
         let raised = async {
             let raised = self.raise(order, image, hypervisor, lease, progress).await?;
-            let longest = self.0.config.time_to_live;
-            let machine = raised.given_to(order, asked, order.ttl.map_or(longest, |asked| asked.min(longest)));
+            let machine = raised.given_to(order, asked, time_to_live);
             if let Some(membership) = machine.membership() {
                 membership.introduce(&machine).await?;
             }
@@ -303,6 +313,7 @@ impl Pool {
 
     /// Ends the pool: stops every machine, within `deadline` for all of it, and waits until the slots are clean.
     pub(crate) async fn close(&self, deadline: Duration) {
+        self.0.warm.close();
         self.0.templates.close();
         let closing = async {
             let held: Vec<_> = self.machines().held().cloned().collect();

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::Order;
-use super::machine::{CONSOLE_TAIL, Facts, How, Login, Machine, with_console};
+use super::machine::{Facts, How, Login, Machine};
 use super::network::Membership;
 use super::slots::Lease;
 use crate::config::Image;
@@ -48,20 +48,19 @@ impl Raised {
             took: asked.elapsed(),
             owner: order.owner.clone(),
         };
-        Arc::new(Machine::new(facts, self.image, self.login, self.vm, self.lease, self.membership, time_to_live))
+        let (how, console) = (self.how, slot.console_log());
+        let machine = Machine::new(facts, self.image, self.login, self.vm, self.lease, self.membership, time_to_live);
+        if how == How::Warm {
+            // What it printed while it was nobody's concerns no build.
+            machine.set_console_shown(std::fs::metadata(console).map_or(0, |console| console.len()));
+        }
+        Arc::new(machine)
     }
 
     /// Ends it at once, and gives its slot back.
-    #[allow(dead_code, reason = "for spares, which come next")]
     pub(super) async fn end(self) {
         if let Err(stuck) = self.vm.shutdown(qemu::Shutdown::from(qemu::Rung::Quit)).await {
             error!(slot = self.lease.slot().number(), "{stuck}");
         }
-    }
-
-    /// A sentence, and below it what its console showed last.
-    #[allow(dead_code, reason = "for spares, which come next")]
-    pub(super) fn with_console(&self, sentence: &str) -> String {
-        with_console(sentence, &self.vm.console_tail(CONSOLE_TAIL).unwrap_or_default())
     }
 }

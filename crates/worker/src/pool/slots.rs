@@ -29,7 +29,7 @@ use super::budget::{Budget, Need, Promise};
 use super::disks::DiskLock;
 use super::generations::Ground;
 use super::slot::Slot;
-use super::turn::{self, Step, Turn, Wait, Waiting};
+use super::turn::{self, Turn, Wait, Waiting};
 
 /// How long a slot that can't be cleaned is left alone before the next attempt.
 const QUARANTINE: Duration = Duration::from_secs(30);
@@ -61,16 +61,16 @@ pub(crate) struct Census {
     pub quarantined: Vec<(u16, String)>,
     /// How many wait for one.
     pub waiting: usize,
-    /// What they lack.
+    /// What the first of them lacks.
     pub lack: Lack,
 }
 
-/// What those who wait lack, beyond what is on its way back from machines that have ended.
+/// What the first of those who wait lacks, beyond what is on its way back from machines that end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Lack {
-    pub slots: usize,
+    pub slot: bool,
     pub memory_mib: u64,
-    /// Whether the first of them waits for space on the disk.
+    /// Space on the disk.
     pub disk: bool,
 }
 
@@ -81,6 +81,10 @@ enum Want {
     Waiting(Waiting),
     /// If nobody waits, and it is there.
     AtOnce { need: Need, answer: oneshot::Sender<Option<Lease>> },
+    /// Nothing, but gives one back soon.
+    Leaving { slot: Slot, memory_mib: u64 },
+    /// Nothing, but asks what others lack.
+    Lack { answer: oneshot::Sender<Lack> },
 }
 
 /// The use of a slot, until it is dropped.
@@ -124,6 +128,11 @@ impl Lease {
         self.ground = Some(ground);
     }
 
+    /// What was promised of the memory to the machine in it, in MiB.
+    pub(super) fn memory_mib(&self) -> u64 {
+        self.promise.as_ref().map_or(0, |promise| promise.need().memory_mib())
+    }
+
     /// What was given to [`stand_on`](Self::stand_on).
     pub(super) fn ground(&self) -> Option<&Ground> {
         self.ground.as_ref()
@@ -151,6 +160,10 @@ impl Drop for Lease {
 enum State {
     Free,
     Leased,
+    /// It is going to be given back, and what was promised to its machine with it.
+    Leaving {
+        memory_mib: u64,
+    },
     /// What was promised to its machine comes back with it.
     Reclaiming {
         memory_mib: u64,
@@ -177,23 +190,29 @@ impl Slots {
         turn
     }
 
-    /// Waits for a free slot, in the order of asking. Dropping the future gives up the place in the queue.
-    #[allow(dead_code, reason = "for machines that nobody ordered, which come next")]
-    pub(crate) async fn lease(&self, need: Need) -> Lease {
-        let mut turn = self.queue(need).await;
-        loop {
-            if let Step::Leased(lease) = turn.next().await {
-                return *lease;
-            }
-        }
-    }
-
     /// Leases a slot if there is one, with what the machine in it will need, and nobody waits for one.
-    #[allow(dead_code, reason = "for machines that nobody ordered, which come next")]
     pub(crate) async fn lease_at_once(&self, need: Need) -> Option<Lease> {
         let (answer, lease) = oneshot::channel();
         let _ = self.wanted.send(Want::AtOnce { need, answer }).await;
         lease.await.ok().flatten()
+    }
+
+    /// Notes that a slot is going to be given back, so that what it holds is not counted as lacking.
+    pub(crate) async fn leaving(&self, lease: &Lease) {
+        let leaving = Want::Leaving { slot: lease.slot.clone(), memory_mib: lease.memory_mib() };
+        let _ = self.wanted.send(leaving).await;
+    }
+
+    /// What the first of those who wait lacks, after all that was noted before.
+    pub(crate) async fn lack(&self) -> Lack {
+        let (answer, lack) = oneshot::channel();
+        let _ = self.wanted.send(Want::Lack { answer }).await;
+        lack.await.unwrap_or_default()
+    }
+
+    /// What changes with the slots.
+    pub(crate) fn changes(&self) -> watch::Receiver<Census> {
+        self.census.clone()
     }
 
     /// How the slots are now.
@@ -248,7 +267,12 @@ impl Keeper {
         let mut wanted = true;
         // Promises of other slots, too, come out of the one budget.
         let mut promises = self.budget.returned();
-        while wanted || self.slots.iter().any(|(_, state)| matches!(state, State::Leased | State::Reclaiming { .. })) {
+        while wanted
+            || self
+                .slots
+                .iter()
+                .any(|(_, state)| matches!(state, State::Leased | State::Leaving { .. } | State::Reclaiming { .. }))
+        {
             tokio::select! {
                 want = wants.recv(), if wanted => match want {
                     Some(Want::Waiting(waiting)) => self.waiting.push_back(waiting),
@@ -257,6 +281,8 @@ impl Keeper {
                         // One who asks no more drops the lease, which returns the slot.
                         let _ = answer.send(lease);
                     }
+                    Some(Want::Leaving { slot, memory_mib }) => self.set(&slot, State::Leaving { memory_mib }),
+                    Some(Want::Lack { answer }) => drop(answer.send(self.lack())),
                     None => wanted = false,
                 },
                 Some(used) = self.returned.1.recv() => {
@@ -365,18 +391,18 @@ impl Keeper {
     }
 
     fn lack(&self) -> Lack {
+        let Some(first) = self.waiting.front() else { return Lack::default() };
         let coming = self.slots.iter().filter_map(|(_, state)| match state {
             State::Free => Some(0),
-            State::Reclaiming { memory_mib } => Some(*memory_mib),
+            State::Leaving { memory_mib } | State::Reclaiming { memory_mib } => Some(*memory_mib),
             State::Leased | State::Quarantined { .. } => None,
         });
         let (slots, memory_mib) =
             coming.fold((0, 0), |(slots, sum): (usize, u64), memory_mib| (slots + 1, sum + memory_mib));
-        let wanted: u64 = self.waiting.iter().map(|waiting| waiting.need.memory_mib()).sum();
         let left = self.budget.memory_left_mib().unwrap_or(u64::MAX);
         Lack {
-            slots: self.waiting.len().saturating_sub(slots),
-            memory_mib: wanted.saturating_sub(left.saturating_add(memory_mib)),
+            slot: slots == 0,
+            memory_mib: first.need.memory_mib().saturating_sub(left.saturating_add(memory_mib)),
             disk: self.waits_for_disk(),
         }
     }

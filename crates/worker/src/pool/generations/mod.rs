@@ -292,7 +292,6 @@ impl Ground {
     }
 
     /// The template that a clone stands on.
-    #[allow(dead_code, reason = "for spares, which come next")]
     pub(super) fn template(&self) -> Option<&Arc<Template>> {
         self.template.as_ref()
     }

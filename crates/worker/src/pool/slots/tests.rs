@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::budget::{Limits, QEMU_MIB, Space};
+use super::super::turn::Step;
 use super::*;
 
 /// The memory of a machine in these tests, with QEMU's, in MiB.
@@ -48,6 +49,18 @@ fn slots(count: u16) -> (tempfile::TempDir, Slots) {
 
 fn census(slots: u16, free: u16) -> Census {
     Census { slots, free, quarantined: Vec::new(), waiting: 0, lack: Lack::default() }
+}
+
+impl Slots {
+    /// Waits for a free slot, in the order of asking. Dropping the future gives up the place in the queue.
+    async fn lease(&self, need: Need) -> Lease {
+        let mut turn = self.queue(need).await;
+        loop {
+            if let Step::Leased(lease) = turn.next().await {
+                return *lease;
+            }
+        }
+    }
 }
 
 /// What one who waits is told next.
@@ -131,7 +144,7 @@ async fn a_machine_waits_until_others_give_its_memory_back() {
     let short =
         |promised, machines| format!("memory: {promised} of 2048 MiB are promised to {machines}, this one needs 1024");
     assert_eq!(told(&mut third).await, short(2048, "2 machines"));
-    let lack = Lack { slots: 0, memory_mib: MACHINE, disk: false };
+    let lack = Lack { slot: false, memory_mib: MACHINE, disk: false };
     assert_eq!(slots.census(), Census { waiting: 1, lack, ..census(4, 2) });
     drop(second);
     assert_eq!(told(&mut third).await, "slot 1");
@@ -179,7 +192,7 @@ async fn leasing_pauses_while_the_disk_is_low() {
     let mut turn = slots.queue(need(1)).await;
     let low = "disk space: 99 MiB are free, and machines start with at least 100 (pool.disk_low_water_mib)";
     assert_eq!(told(&mut turn).await, low);
-    let lack = Lack { slots: 0, memory_mib: 0, disk: true };
+    let lack = Lack { slot: false, memory_mib: 0, disk: true };
     assert_eq!(slots.census(), Census { waiting: 1, lack, ..census(2, 2) });
     free_mib.store(100, Ordering::Relaxed);
     let asked = tokio::time::Instant::now();
@@ -195,7 +208,21 @@ async fn a_slot_at_once_is_there_or_not() {
     assert!(slots.lease_at_once(need(1)).await.is_none());
     let mut turn = slots.queue(need(1)).await;
     assert_eq!(told(&mut turn).await, "all 1 slots");
-    assert_eq!(slots.census().lack, Lack { slots: 1, memory_mib: 0, disk: false });
+    assert_eq!(slots.census().lack, Lack { slot: true, memory_mib: 0, disk: false });
     drop(lease);
+    assert_eq!(told(&mut turn).await, "slot 0");
+}
+
+#[tokio::test]
+async fn what_is_coming_back_is_not_lacking() {
+    let Scene { directory: _directory, slots, .. } = scene(1, 1);
+    let lease = slots.lease(need(1)).await;
+    let mut turn = slots.queue(need(1)).await;
+    told(&mut turn).await;
+    assert_eq!(slots.lack().await, Lack { slot: true, memory_mib: MACHINE, disk: false });
+    slots.leaving(&lease).await;
+    assert_eq!(slots.lack().await, Lack::default());
+    drop(lease);
+    assert_eq!(slots.lack().await, Lack::default());
     assert_eq!(told(&mut turn).await, "slot 0");
 }

@@ -232,10 +232,14 @@ impl Templates {
     }
 
     /// Whether a template is the one that machines of its image are cloned from.
-    #[allow(dead_code, reason = "for spares, which come next")]
     pub(super) fn is_current(&self, template: &Arc<Template>) -> bool {
         let kept = self.images.get(template.image());
         kept.is_some_and(|kept| kept.shelf().ready().is_some_and(|ready| Arc::ptr_eq(ready, template)))
+    }
+
+    /// Whether there is a template of an image, as far as was looked.
+    pub(super) fn has(&self, image: &Name) -> bool {
+        self.images.get(image).is_some_and(|kept| kept.shelf().ready().is_some())
     }
 
     /// Notes that a clone runs.
@@ -278,7 +282,6 @@ impl Templates {
     }
 
     /// Changes whenever a template was made or is not used any more.
-    #[allow(dead_code, reason = "for spares, which come next")]
     pub(super) fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

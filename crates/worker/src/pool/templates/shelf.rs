@@ -146,7 +146,6 @@ impl<T> Shelf<T> {
     }
 
     /// The one that clones are made of.
-    #[allow(dead_code, reason = "for spares, which come next")]
     pub(super) fn ready(&self) -> Option<&Arc<T>> {
         self.ready.as_ref().map(|(_, template)| template)
     }

@@ -1,0 +1,169 @@
+//! Machines that are kept ready: clones that nobody has asked for yet, in slots, with their ssh session open and all done
+//! that makes a clone look new.
+//!
+//! ```text
+//! keeper ──makes──▶ Spare ──take──▶ a builder's machine
+//!                     └──── ends: it died, is too old, its template was replaced, a build needs its slot, …
+//! ```
+//!
+//! One task, the [keeper], makes and ends them, by what [`plan`] says. A spare is handed out by being moved out of the stock,
+//! so never twice.
+
+mod keeper;
+mod load;
+mod plan;
+mod spare;
+mod starts;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use protocol::command::Name;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::machine::How;
+use super::raised::Raised;
+use super::templates::Offer;
+use super::{Hypervisor, Order, Pool, Progress};
+use crate::config::Image;
+use plan::{Seen, Why};
+use spare::Spare;
+pub(super) use starts::Start;
+use starts::Starts;
+
+/// The machines that are kept ready, and what their keeper has to know.
+#[derive(Debug)]
+pub(super) struct Warm {
+    /// How many are wanted of which image.
+    wanted: BTreeMap<Name, usize>,
+    stock: Mutex<Stock>,
+    starts: Starts,
+    /// Ends the keeper, and with it all of the stock.
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Stock {
+    next: u64,
+    /// The oldest first.
+    spares: Vec<Spare>,
+}
+
+impl Warm {
+    /// An empty stock, for images that want some.
+    pub(super) fn new(images: &BTreeMap<Name, Arc<Image>>) -> Self {
+        let wanted = |(name, image): (&Name, &Arc<Image>)| (name.clone(), usize::from(image.warm));
+        Warm {
+            wanted: images.iter().filter(|(_, image)| image.warm > 0).map(wanted).collect(),
+            stock: Mutex::default(),
+            starts: Starts::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Notes that a build starts a machine, until the note is dropped.
+    pub(super) fn begin(&self) -> Start {
+        self.starts.begin()
+    }
+
+    /// How many are ready, and what they were promised of the memory, in MiB.
+    pub(super) fn ready(&self) -> (u16, u64) {
+        let stock = self.stock();
+        let count = u16::try_from(stock.spares.len()).unwrap_or(u16::MAX);
+        (count, stock.spares.iter().map(Spare::memory_mib).sum())
+    }
+
+    /// Ends all of them, and makes none any more.
+    pub(super) fn close(&self) {
+        self.stop.cancel();
+    }
+
+    /// Puts one in, and returns what tells if it ends.
+    fn put(&self, raised: Raised) -> impl Future<Output = Option<(u64, String)>> + Send + use<> {
+        let mut stock = self.stock();
+        let id = stock.next;
+        stock.next += 1;
+        let (spare, end) = Spare::new(id, raised);
+        stock.spares.push(spare);
+        async move { end.await.map(|why| (id, why)) }
+    }
+
+    /// Takes the oldest of an image out.
+    fn take(&self, image: &Name) -> Option<Spare> {
+        let mut stock = self.stock();
+        let place = stock.spares.iter().position(|spare| spare.image() == image)?;
+        Some(stock.spares.remove(place))
+    }
+
+    /// Takes this one out, if it is still there.
+    fn take_this(&self, id: u64) -> Option<Spare> {
+        let mut stock = self.stock();
+        let place = stock.spares.iter().position(|spare| spare.id() == id)?;
+        Some(stock.spares.remove(place))
+    }
+
+    /// Takes all of them out.
+    fn take_all(&self) -> Vec<Spare> {
+        std::mem::take(&mut self.stock().spares)
+    }
+
+    /// Notes that one has ended, or can't be reached any more.
+    fn note_end(&self, id: u64, why: String) {
+        if let Some(spare) = self.stock().spares.iter_mut().find(|spare| spare.id() == id) {
+            spare.note_end(why);
+        }
+    }
+
+    fn seen(&self, pool: &Pool) -> Vec<Seen> {
+        self.stock().spares.iter().map(|spare| spare.seen(&pool.0.templates)).collect()
+    }
+
+    fn stock(&self) -> MutexGuard<'_, Stock> {
+        self.stock.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pool {
+    /// Takes a machine for an order from those that are ready, if one suits it.
+    pub(super) async fn take_spare(
+        &self,
+        order: &Order,
+        image: &Image,
+        hypervisor: &Hypervisor,
+        progress: &dyn Progress,
+    ) -> Option<Raised> {
+        let warm = &self.0.warm;
+        if !warm.wanted.contains_key(&order.image) || self.0.budget.disk_is_low() {
+            return None;
+        }
+        // Looks what clones are made of now, so that no build gets what it would not get a clone of.
+        let Some(Offer::Clone(..)) = self.offer(order, image, hypervisor) else { return None };
+        while let Some(spare) = warm.take(&order.image) {
+            let slot = spare.slot();
+            match spare.seen(&self.0.templates).flaw {
+                None => {
+                    let age = spare.age().as_secs();
+                    let raised = Raised { how: How::Warm, ..spare.into_raised() };
+                    let pid = raised.vm.pid();
+                    progress.say(format!("slot {slot}: a machine was ready for {age} s; qemu is process {pid}")).await;
+                    return Some(raised);
+                }
+                Some(flaw) => {
+                    warn!(slot, image = %order.image, "a warm machine is not handed out: {flaw}");
+                    progress.say(format!("slot {slot}: the machine that was ready is not used: {flaw}")).await;
+                    self.end_spare(spare, &Why::Flaw(flaw)).await;
+                }
+            }
+        }
+        None
+    }
+
+    /// Ends a machine that was ready, in the background. That its slot is on its way back is known when this returns.
+    async fn end_spare(&self, spare: Spare, why: &Why) {
+        info!(slot = spare.slot(), image = %spare.image(), age_s = spare.age().as_secs(), "warm machine ended: {why}");
+        let raised = spare.into_raised();
+        self.0.slots.leaving(&raised.lease).await;
+        self.0.tasks.spawn(raised.end());
+    }
+}
