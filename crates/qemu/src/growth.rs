@@ -1,10 +1,7 @@
 use std::future::Future;
 
-use serde_json::json;
-use tokio::sync::broadcast::error::RecvError;
-
 use crate::Vm;
-use crate::qmp::{Event, QmpError};
+use crate::qmp::QmpError;
 
 impl Vm {
     /// Waits until the file of the machine's first disk is written to beyond this many bytes, at least 1. For a qcow2
@@ -15,34 +12,9 @@ impl Vm {
     ///
     /// # Errors
     /// If QEMU can't set the limit.
-    pub fn grows_beyond(&self, bytes: u64) -> impl Future<Output = Result<(), QmpError>> + Send + 'static {
+    pub fn grows_beyond(&self, bytes: u64) -> impl Future<Output = Result<(), QmpError>> + Send + use<> {
         let qmp = self.qmp().clone();
-        async move {
-            let mut events = qmp.events();
-            loop {
-                // Set anew after events were lost: a limit holds until it is reached once.
-                match qmp
-                    .execute("block-set-write-threshold", json!({ "node-name": NODE, "write-threshold": bytes }))
-                    .await
-                {
-                    Ok(_) => {}
-                    Err(QmpError::Closed) => std::future::pending().await,
-                    Err(error) => return Err(error),
-                }
-                loop {
-                    match events.recv().await {
-                        Ok(Event::Other { name, data })
-                            if name == "BLOCK_WRITE_THRESHOLD" && data["node-name"] == NODE =>
-                        {
-                            return Ok(());
-                        }
-                        Ok(_) => {}
-                        Err(RecvError::Lagged(_)) => break,
-                        Err(RecvError::Closed) => std::future::pending().await,
-                    }
-                }
-            }
-        }
+        async move { qmp.written_beyond(NODE, bytes).await }
     }
 }
 

@@ -6,6 +6,7 @@ mod client;
 mod halt;
 mod lines;
 mod message;
+mod threshold;
 
 pub use client::{Qmp, QmpError};
 pub use halt::Halt;
