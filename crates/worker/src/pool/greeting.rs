@@ -95,18 +95,18 @@ async fn set_clock(session: &Session, profile: &Profile) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Takes apart a line with a number, and variables that each end in a NUL. Variables that are not UTF-8 are left out.
+/// Takes apart a line with a number, and variables.
 fn parse(answer: &[u8]) -> Option<(i64, Vec<(String, String)>)> {
     let end = answer.iter().position(|byte| *byte == b'\n')?;
     let clock = std::str::from_utf8(&answer[..end]).ok()?.trim().parse().ok()?;
-    let variables = answer[end + 1..].split(|byte| *byte == 0);
-    let variables = variables.filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='));
-    Some((clock, variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()))
+    Some((clock, variables(&answer[end + 1..])))
 }
 
-/// The variables of what a profile's `environment` command answered.
-pub(super) fn environment(answer: &[u8]) -> Option<Vec<(String, String)>> {
-    parse(answer).map(|(_, environment)| environment)
+/// Takes apart variables that each end in a NUL. Those that are not UTF-8 are left out.
+pub(super) fn variables(text: &[u8]) -> Vec<(String, String)> {
+    let variables = text.split(|byte| *byte == 0);
+    let variables = variables.filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='));
+    variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 /// By how many seconds a clock is off that showed these whole seconds at some moment between two.

@@ -3,13 +3,10 @@
 //! All of it is one command over its session, because starting processes is what takes time in an emulated guest:
 //!
 //! ```text
-//! the profile's restore   ──▶ ready
-//!                         ◀── time and entropy (more than once if it took too long for the clock)
-//! the image's machine-id and host name, if they are to be its own
-//!                         ──▶ restored
+//! the profile's restore    ──▶ ready
+//!                          ◀── time and entropy (more than once if it took too long for the clock)
+//!                          ──▶ the environment
 //! the image's post_restore
-//!                         ──▶ hooked
-//! the profile's environment ──▶ time and variables
 //! ```
 
 use std::time::Duration;
@@ -31,11 +28,10 @@ use crate::config::Image;
 const LINES: u32 = 20;
 
 /// Makes a clone look new: its clock, its random numbers, its names if the image asks for it. Then its `post_restore`
-/// command is run and its environment read.
+/// command is run.
 ///
 /// # Errors
 /// Something failed, or took too long: which, and what it said. Nobody should get the clone.
-#[allow(dead_code, reason = "for templates and clones, which come next")]
 pub(super) async fn refresh(session: Session, image_name: &Name, image: &Image) -> anyhow::Result<Login> {
     let environment = converse(&session, image_name, image, image.post_restore.as_deref()).await?;
     Ok(Login { session, environment, basedir: image.guest_basedir.clone() })
@@ -53,9 +49,9 @@ async fn converse(
     image: &Image,
     hook: Option<&str>,
 ) -> anyhow::Result<Vec<(String, String)>> {
-    let script = script(image, image_name, hook).context("its profile has no restore or no environment command")?;
-    let mut conversation = Conversation::new(hook.map(|_| image.boot_timeout));
-    let failed = match conversation.hold(session, &script).await {
+    let script = script(image, image_name, hook).context("its profile has no restore command")?;
+    let mut conversation = Conversation::new();
+    let failed = match conversation.hold(session, &script, image.boot_timeout).await {
         Ok(Exit::Code(0)) => None,
         Ok(exit) => Some(format!("ended with {exit}")),
         Err(error) => Some(format!("{error:#}")),
@@ -67,7 +63,9 @@ async fn converse(
     if lines > LINES {
         warn!("its clock may be late by more than is meant: the guest takes too long to set it");
     }
-    greeting::environment(&said).context("its profile's environment command did not begin with a time")
+    let environment = greeting::variables(&said);
+    ensure!(!environment.is_empty(), "run its {} command: it told no environment", Stage::Restore.name());
+    Ok(environment)
 }
 
 /// What is to run in the guest: POSIX shells only, which the configuration sees to.
@@ -76,17 +74,12 @@ fn script(image: &Image, image_name: &Name, hook: Option<&str>) -> Option<String
     let machine_id = if image.fresh_machine_id { machine_id() } else { String::new() };
     let host_name = if image.fresh_host_name { host_name(image_name) } else { String::new() };
     let restore = profile.fill(&profile.restore, &[("machine_id", &machine_id), ("host_name", &host_name)])?;
-    let environment = profile.fill(&profile.environment, &[])?;
-    let hook = match hook {
-        None => String::new(),
-        Some(hook) => {
-            // A configuration has no NUL bytes that could not be quoted.
-            let quoted = Shell::Posix.quote(hook.as_bytes()).unwrap_or_default();
-            format!("/bin/sh -c {} </dev/null >&2 || exit\necho hooked\n", String::from_utf8_lossy(&quoted))
-        }
-    };
-    // In a shell of its own each, which may exit or become another program.
-    Some(format!("(\n{restore}\n) || exit\necho restored\n{hook}{environment}"))
+    let Some(hook) = hook else { return Some(restore) };
+    // A configuration has no NUL bytes that could not be quoted.
+    let hook = Shell::Posix.quote(hook.as_bytes()).unwrap_or_default();
+    let hook = String::from_utf8_lossy(&hook);
+    // The restore command may exit, or become another program, in a shell of its own.
+    Some(format!("(\n{restore}\n) || exit\nprintf 'restored\\0'\nexec /bin/sh -c {hook} </dev/null >&2"))
 }
 
 /// An id as `systemd-machine-id-setup` makes them: 128 bits, those of a random UUID (RFC 9562, version 4).
@@ -109,7 +102,6 @@ fn host_name(image_name: &Name) -> String {
 enum Stage {
     Restore,
     Hook,
-    Environment,
 }
 
 impl Stage {
@@ -117,19 +109,19 @@ impl Stage {
         match self {
             Stage::Restore => "profile's restore",
             Stage::Hook => "post_restore",
-            Stage::Environment => "profile's environment",
         }
     }
 }
 
+/// What stands behind the environment when the hook begins. It is no variable.
+const RESTORED: &[u8] = b"restored\0";
+
 struct Conversation {
     stage: Stage,
-    /// How long the hook may take, if there is one.
-    hook: Option<Duration>,
-    /// How long the guest may take for what runs in it, and until when it is.
+    /// How long the guest may take for what runs in it, and until when that is.
     patience: Duration,
     until: Instant,
-    /// What the guest said that is not dealt with; in the end the environment.
+    /// The environment, as far as the guest has told it.
     said: Vec<u8>,
     complaint: Tail,
     /// How many lines of time and entropy were asked for.
@@ -137,10 +129,9 @@ struct Conversation {
 }
 
 impl Conversation {
-    fn new(hook: Option<Duration>) -> Self {
+    fn new() -> Self {
         Conversation {
             stage: Stage::Restore,
-            hook,
             patience: PATIENCE,
             until: Instant::now() + PATIENCE,
             said: Vec::new(),
@@ -149,7 +140,7 @@ impl Conversation {
         }
     }
 
-    async fn hold(&mut self, session: &Session, script: &str) -> anyhow::Result<Exit> {
+    async fn hold(&mut self, session: &Session, script: &str, patience_for_hook: Duration) -> anyhow::Result<Exit> {
         let mut process = session.exec(Exec::shell(script).stdin()).await?;
         let mut stdin = process.take_stdin();
         let mut exit = None;
@@ -158,7 +149,13 @@ impl Conversation {
             match event.map_err(|_| anyhow!("no end within {} s", self.patience.as_secs()))?? {
                 Some(Event::Stdout(data)) => {
                     self.said.extend_from_slice(&data);
+                    ensure!(self.said.len() <= LIMIT, "it says too much");
                     self.answer(&mut stdin).await?;
+                    if self.stage == Stage::Restore && self.said.ends_with(RESTORED) {
+                        self.stage = Stage::Hook;
+                        self.patience = patience_for_hook;
+                        self.until = Instant::now() + patience_for_hook;
+                    }
                 }
                 Some(Event::Stderr(data)) => self.complaint.push(&data),
                 Some(Event::Exited(how)) => exit = Some(how),
@@ -167,38 +164,16 @@ impl Conversation {
         }
     }
 
-    fn enter(&mut self, stage: Stage, patience: Duration) {
-        self.stage = stage;
-        self.patience = patience;
-        self.until = Instant::now() + patience;
-    }
-
-    /// Does what the lines ask for that the guest has said.
+    /// Gives the guest what it asks for before it tells its environment.
     async fn answer(&mut self, stdin: &mut Option<Stdin>) -> anyhow::Result<()> {
-        ensure!(self.said.len() <= LIMIT, "it says too much");
-        while self.stage != Stage::Environment
-            && let Some(end) = self.said.iter().position(|byte| *byte == b'\n')
-        {
-            let line: Vec<u8> = self.said.drain(..=end).collect();
-            match (self.stage, line.trim_ascii_end()) {
-                (Stage::Restore, line) if line == READY.as_bytes() => {
-                    self.lines += 1;
-                    if self.lines > LINES {
-                        drop(stdin.take());
-                    } else if let Some(stdin) = stdin {
-                        // If it does not want it, how it ends says more.
-                        let _ = stdin.write(restorer::line()?).await;
-                    }
-                }
-                (Stage::Restore, b"restored") => {
-                    drop(stdin.take());
-                    match self.hook {
-                        Some(patience) => self.enter(Stage::Hook, patience),
-                        None => self.enter(Stage::Environment, PATIENCE),
-                    }
-                }
-                (Stage::Hook, b"hooked") => self.enter(Stage::Environment, PATIENCE),
-                (_, other) => bail!("it says {:?}", String::from_utf8_lossy(other)),
+        while self.said.starts_with(READY) {
+            self.said.drain(..READY.len());
+            self.lines += 1;
+            if self.lines > LINES {
+                drop(stdin.take());
+            } else if let Some(stdin) = stdin {
+                // If it does not want it, how it ends says more.
+                let _ = stdin.write(restorer::line()?).await;
             }
         }
         Ok(())

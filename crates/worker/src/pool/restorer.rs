@@ -2,10 +2,11 @@
 //!
 //! A clone wakes up with the clock and the random numbers of its template. Setting the one and reseeding the other takes
 //! system calls that no shell has, and not every guest has an interpreter that does. So the program is put into the guest
-//! before it is frozen, by the profile's `prepare`.
+//! before it is frozen, by the profile's `prepare`: as root's and with root's rights for the image's user, who has them by
+//! `sudo` anyway. `sudo` itself takes longer than all the rest.
 //!
 //! It writes `ready`, reads a [`line`] from its standard input, sets the clock and reseeds the kernel's random number
-//! generator. Starting it takes long in an emulated guest, and does not count: the line is made when it is there to read
+//! generator. With an argument, it then writes its environment as `env -0` does. Starting it takes long in an emulated guest, and does not count: the line is made when it is there to read
 //! it. When a call fails it writes which to its standard error and exits with the error's number.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -13,8 +14,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rand::TryRngCore;
 use rand::rngs::OsRng;
 
-/// The word with which the program asks for a line.
-pub(super) const READY: &str = "ready";
+/// What the program says to ask for a line.
+pub(super) const READY: &[u8] = b"ready\n";
 
 /// How much entropy a line has, in bytes.
 const ENTROPY: usize = 64;
@@ -82,7 +83,7 @@ const CODE: &[u8] = &[
     0x0f, 0x05,                                        // syscall
     0xb8, 0x01, 0x00, 0x00, 0x00,                      // mov $1, %eax
     0xbf, 0x01, 0x00, 0x00, 0x00,                      // mov $1, %edi
-    0x48, 0x8d, 0x35, 0x83, 0x01, 0x00, 0x00,          // lea word(%rip), %rsi
+    0x48, 0x8d, 0x35, 0xc9, 0x01, 0x00, 0x00,          // lea word(%rip), %rsi
     0xba, 0x06, 0x00, 0x00, 0x00,                      // mov $6, %edx
     0x0f, 0x05,                                        // syscall
     //
@@ -95,10 +96,10 @@ const CODE: &[u8] = &[
     0x48, 0x8d, 0x94, 0x24, 0xe0, 0x01, 0x00, 0x00,    // lea 0x1e0(%rsp), %rdx
     0x48, 0x29, 0xda,                                  // sub %rbx, %rdx
     0x0f, 0x05,                                        // syscall
-    0x48, 0x8d, 0x35, 0x62, 0x01, 0x00, 0x00,          // lea n_read(%rip), %rsi
+    0x48, 0x8d, 0x35, 0xa8, 0x01, 0x00, 0x00,          // lea n_read(%rip), %rsi
     0x48, 0x85, 0xc0,                                  // test %rax, %rax
-    0x0f, 0x88, 0x06, 0x01, 0x00, 0x00,                // js failed
-    0x0f, 0x84, 0xf4, 0x00, 0x00, 0x00,                // jz end
+    0x0f, 0x88, 0x02, 0x01, 0x00, 0x00,                // js failed
+    0x0f, 0x84, 0xf2, 0x00, 0x00, 0x00,                // jz end
     0x48, 0x01, 0xc3,                                  // add %rax, %rbx
     0x80, 0x7b, 0xff, 0x0a,                            // cmpb $'\n', -1(%rbx)
     0x75, 0xcd,                                        // jne more
@@ -109,9 +110,9 @@ const CODE: &[u8] = &[
     0x48, 0x8d, 0x74, 0x24, 0x10,                      // lea 0x10(%rsp), %rsi
     0x0f, 0x05,                                        // syscall
     0x48, 0x8d, 0x74, 0x24, 0x20,                      // lea 0x20(%rsp), %rsi
-    0xe8, 0xfc, 0x00, 0x00, 0x00,                      // call number
+    0xe8, 0x3f, 0x01, 0x00, 0x00,                      // call number
     0x48, 0x89, 0x84, 0x24, 0xe0, 0x01, 0x00, 0x00,    // mov %rax, 0x1e0(%rsp)
-    0xe8, 0xef, 0x00, 0x00, 0x00,                      // call number
+    0xe8, 0x32, 0x01, 0x00, 0x00,                      // call number
     0x48, 0x89, 0x84, 0x24, 0xe8, 0x01, 0x00, 0x00,    // mov %rax, 0x1e8(%rsp)
     //
     // What follows is the entropy, 4 bits a character, and the 8 bytes before it, of numbers that are not needed any more,
@@ -128,34 +129,34 @@ const CODE: &[u8] = &[
     0x31, 0xff,                                        // xor %edi, %edi
     0x48, 0x8d, 0xb4, 0x24, 0xe0, 0x01, 0x00, 0x00,    // lea 0x1e0(%rsp), %rsi
     0x0f, 0x05,                                        // syscall
-    0x48, 0x8d, 0x35, 0x0f, 0x01, 0x00, 0x00,          // lea n_clock(%rip), %rsi
+    0x48, 0x8d, 0x35, 0x55, 0x01, 0x00, 0x00,          // lea n_clock(%rip), %rsi
     0x85, 0xc0,                                        // test %eax, %eax
-    0x0f, 0x85, 0x94, 0x00, 0x00, 0x00,                // jnz failed
+    0x0f, 0x85, 0x90, 0x00, 0x00, 0x00,                // jnz failed
     //
     // open("/dev/urandom", O_RDONLY), ioctl(RNDADDENTROPY), ioctl(RNDRESEEDCRNG), close.
     0xb8, 0x02, 0x00, 0x00, 0x00,                      // mov $2, %eax
-    0x48, 0x8d, 0x3d, 0x3b, 0x01, 0x00, 0x00,          // lea path(%rip), %rdi
+    0x48, 0x8d, 0x3d, 0x81, 0x01, 0x00, 0x00,          // lea path(%rip), %rdi
     0x31, 0xf6,                                        // xor %esi, %esi
     0x0f, 0x05,                                        // syscall
-    0x48, 0x8d, 0x35, 0x00, 0x01, 0x00, 0x00,          // lea n_device(%rip), %rsi
+    0x48, 0x8d, 0x35, 0x46, 0x01, 0x00, 0x00,          // lea n_device(%rip), %rsi
     0x85, 0xc0,                                        // test %eax, %eax
-    0x78, 0x79,                                        // js failed
+    0x78, 0x75,                                        // js failed
     0x89, 0xc5,                                        // mov %eax, %ebp
     0xb8, 0x10, 0x00, 0x00, 0x00,                      // mov $16, %eax
     0x89, 0xef,                                        // mov %ebp, %edi
     0xbe, 0x03, 0x52, 0x08, 0x40,                      // mov $0x40085203, %esi
     0x4c, 0x89, 0xea,                                  // mov %r13, %rdx
     0x0f, 0x05,                                        // syscall
-    0x48, 0x8d, 0x35, 0xf2, 0x00, 0x00, 0x00,          // lea n_add(%rip), %rsi
+    0x48, 0x8d, 0x35, 0x38, 0x01, 0x00, 0x00,          // lea n_add(%rip), %rsi
     0x85, 0xc0,                                        // test %eax, %eax
-    0x75, 0x5b,                                        // jnz failed
+    0x75, 0x57,                                        // jnz failed
     0xb8, 0x10, 0x00, 0x00, 0x00,                      // mov $16, %eax
     0x89, 0xef,                                        // mov %ebp, %edi
     0xbe, 0x07, 0x52, 0x00, 0x00,                      // mov $0x5207, %esi
     0x0f, 0x05,                                        // syscall
-    0x48, 0x8d, 0x35, 0xe9, 0x00, 0x00, 0x00,          // lea n_reseed(%rip), %rsi
+    0x48, 0x8d, 0x35, 0x2f, 0x01, 0x00, 0x00,          // lea n_reseed(%rip), %rsi
     0x85, 0xc0,                                        // test %eax, %eax
-    0x75, 0x42,                                        // jnz failed
+    0x75, 0x3e,                                        // jnz failed
     0xb8, 0x03, 0x00, 0x00, 0x00,                      // mov $3, %eax
     0x89, 0xef,                                        // mov %ebp, %edi
     0x0f, 0x05,                                        // syscall
@@ -170,14 +171,12 @@ const CODE: &[u8] = &[
     0x48, 0x2b, 0x44, 0x24, 0x08,                      // sub 0x8(%rsp), %rax
     0x48, 0x3d, 0x00, 0xe1, 0xf5, 0x05,                // cmp $100000000, %rax
     0x0f, 0x87, 0xba, 0xfe, 0xff, 0xff,                // ja ready
-    0x31, 0xff,                                        // xor %edi, %edi
-    0xeb, 0x25,                                        // jmp exit
+    0xeb, 0x25,                                        // jmp success
     //
     // The input has ended: well, if the clock has been set, else ENODATA.
     // end:
-    0x31, 0xff,                                        // xor %edi, %edi
     0x45, 0x85, 0xe4,                                  // test %r12d, %r12d
-    0x75, 0x1e,                                        // jnz exit
+    0x75, 0x20,                                        // jnz success
     0xb8, 0xc3, 0xff, 0xff, 0xff,                      // mov $-61, %eax
     //
     // Write which call failed (RSI), and exit with its error number (-RAX).
@@ -189,6 +188,33 @@ const CODE: &[u8] = &[
     0xba, 0x10, 0x00, 0x00, 0x00,                      // mov $16, %edx
     0x0f, 0x05,                                        // syscall
     0x44, 0x89, 0xe7,                                  // mov %r12d, %edi
+    0xeb, 0x45,                                        // jmp exit
+    //
+    // With an argument, write the environment. The kernel puts its strings one behind the other: RSI is where they begin, and
+    // RDX gets behind the last one's NUL. Then exit.
+    // success:
+    0x48, 0x8b, 0x8c, 0x24, 0x00, 0x02, 0x00, 0x00,    // mov 0x200(%rsp), %rcx
+    0x48, 0x83, 0xf9, 0x02,                            // cmp $2, %rcx
+    0x72, 0x35,                                        // jb well
+    0x48, 0x8d, 0xbc, 0xcc, 0x10, 0x02, 0x00, 0x00,    // lea 0x210(%rsp,%rcx,8), %rdi
+    0x48, 0x8b, 0x37,                                  // mov (%rdi), %rsi
+    0x48, 0x85, 0xf6,                                  // test %rsi, %rsi
+    0x74, 0x25,                                        // jz well
+    // last:
+    0x48, 0x8b, 0x17,                                  // mov (%rdi), %rdx
+    0x48, 0x83, 0xc7, 0x08,                            // add $8, %rdi
+    0x48, 0x83, 0x3f, 0x00,                            // cmpq $0, (%rdi)
+    0x75, 0xf3,                                        // jne last
+    // text:
+    0x80, 0x3a, 0x00,                                  // cmpb $0, (%rdx)
+    0x48, 0x8d, 0x52, 0x01,                            // lea 1(%rdx), %rdx
+    0x75, 0xf7,                                        // jne text
+    0x48, 0x29, 0xf2,                                  // sub %rsi, %rdx
+    0xb8, 0x01, 0x00, 0x00, 0x00,                      // mov $1, %eax
+    0xbf, 0x01, 0x00, 0x00, 0x00,                      // mov $1, %edi
+    0x0f, 0x05,                                        // syscall
+    // well:
+    0x31, 0xff,                                        // xor %edi, %edi
     // exit:
     0xb8, 0x3c, 0x00, 0x00, 0x00,                      // mov $60, %eax
     0x0f, 0x05,                                        // syscall
@@ -207,10 +233,10 @@ const CODE: &[u8] = &[
     0xeb, 0xe9,                                        // jmp digit
     // past:
     0x83, 0xf9, 0xf0,                                  // cmp $(' ' - '0'), %ecx
-    0x74, 0x0e,                                        // je done
-    0x48, 0x8d, 0x35, 0x1e, 0x00, 0x00, 0x00,          // lea n_line(%rip), %rsi
+    0x74, 0x11,                                        // je done
+    0x48, 0x8d, 0x35, 0x21, 0x00, 0x00, 0x00,          // lea n_line(%rip), %rsi
     0xb8, 0xea, 0xff, 0xff, 0xff,                      // mov $-22, %eax
-    0xeb, 0xb4,                                        // jmp failed
+    0xe9, 0x6a, 0xff, 0xff, 0xff,                      // jmp failed
     // done:
     0xc3,                                              // ret
 ];

@@ -7,16 +7,21 @@ use super::*;
 use crate::commands::server::{Kind, Server};
 use crate::config::{Config, Overrides, Template};
 
-/// Something that speaks as the restorer does, and does nothing to this host.
-const RESTORE: &str = "echo ready; read -r seconds nanoseconds entropy";
+/// Something that speaks as the restorer does, and does nothing to this host: it asks for a line, and tells its environment.
+const ASK: &str = "echo ready; read -r seconds nanoseconds entropy";
+const TELL: &str = "exec env -0";
+
+fn restore() -> String {
+    format!("{ASK}; {TELL}")
+}
 
 /// An image with more keys, whose profile has these commands.
-fn image(restore: &str, profile: &str, more: &str) -> (Name, Image) {
+fn image(restore: &str, more: &str) -> (Name, Image) {
     let directory = tempfile::tempdir().expect("a directory");
     let file = directory.path().join("config.toml");
     let text = format!(
         "[worker]\nname = 'w'\nmaster = 'pb://localhost:1'\npassword_file = '/p'\nbasedir = '/b'\n\
-         [profiles.p]\nbase = 'linux'\nprepare = ''\nrestore = '''{restore}'''\n{profile}\n\
+         [profiles.p]\nbase = 'linux'\nprepare = ''\nrestore = '''{restore}'''\n\
          [images.Debian_12]\ndisk = '/d'\nuser = 'u'\nkey = '/k'\ntemplate = true\nprofile = 'p'\n{more}\n"
     );
     std::fs::write(&file, text).expect("write the configuration");
@@ -33,44 +38,44 @@ async fn refreshed(server: &Server, (name, image): &(Name, Image), variable: &st
 /// What happens with these commands, in an image with more keys.
 async fn check(restore: &str, more: &str, expected: Result<&str, &str>) {
     let server = Server::with(Kind::OpenSsh, "SetEnv WITNESS=seen");
-    let found = refreshed(&server, &image(restore, "", more), "WITNESS").await;
+    let found = refreshed(&server, &image(restore, more), "WITNESS").await;
     let expected = expected.map(|text| Some(text.to_owned())).map_err(str::to_owned);
     assert_eq!(found, expected, "{restore} {more}");
 }
 
 #[tokio::test]
 async fn a_clone_that_is_restored_has_the_environment_of_a_login() {
-    check(RESTORE, "", Ok("seen")).await;
-    // What the restore command does to its shell stays there.
-    check(&format!("{RESTORE}; WITNESS=changed; exit 0"), "", Ok("seen")).await;
-    check(&format!("{RESTORE}; exec true"), "", Ok("seen")).await;
+    check(&restore(), "", Ok("seen")).await;
     // The first line was late, for the guest.
-    check(&format!("{RESTORE}; {RESTORE}; [ ${{#entropy}} = 128 ]"), "", Ok("seen")).await;
+    check(&format!("{ASK}; {ASK}; [ ${{#entropy}} = 128 ] && {TELL}"), "", Ok("seen")).await;
     // One that always finds it too late is told no more, and goes on.
-    check("while echo ready; read -r line; do :; done", "", Ok("seen")).await;
-    check(RESTORE, "post_restore = 'echo out; echo err >&2'", Ok("seen")).await;
-    check(RESTORE, "post_restore = 'read -r nothing || exit 0; exit 1'", Ok("seen")).await;
+    check(&format!("while echo ready; read -r line; do :; done; {TELL}"), "", Ok("seen")).await;
+    check(&restore(), "post_restore = 'echo out; echo err >&2'", Ok("seen")).await;
+    check(&restore(), "post_restore = 'read -r nothing || exit 0; exit 1'", Ok("seen")).await;
+    // What it left running is not waited for.
+    check(&restore(), "post_restore = 'sleep 5 &'", Ok("seen")).await;
 }
 
 #[tokio::test]
 async fn what_fails_in_a_clone_is_named_and_shows_what_it_said() {
-    let failed = async |restore, more, why| check(restore, more, Err(why)).await;
+    let failed = async |restore: &str, more, why| check(restore, more, Err(why)).await;
     failed("exit 3", "", "run its profile's restore command: ended with exit code 3").await;
+    failed("exit 3", "post_restore = 'true'", "run its profile's restore command: ended with exit code 3").await;
     failed(
         "echo ready; echo clock_settime >&2; exit 1",
         "",
         "run its profile's restore command: ended with exit code 1: clock_settime",
     )
     .await;
-    failed("echo set", "", "run its profile's restore command: it says \"set\"").await;
+    failed(ASK, "", "run its profile's restore command: it told no environment").await;
     failed(
-        RESTORE,
+        &restore(),
         "post_restore = 'echo no such; echo \"service\" >&2; exit 4'",
         "run its post_restore command: ended with exit code 4: no such\nservice",
     )
     .await;
     failed(
-        RESTORE,
+        &restore(),
         "post_restore = 'echo begun; exec sleep 1000'\nboot_timeout = 1",
         "run its post_restore command: no end within 1 s: begun",
     )
@@ -78,27 +83,11 @@ async fn what_fails_in_a_clone_is_named_and_shows_what_it_said() {
 }
 
 #[tokio::test]
-async fn the_environment_command_is_not_taken_for_another() {
-    let server = Server::start(Kind::OpenSsh);
-    let with = |environment: &str| image(RESTORE, &format!("environment = '''{environment}'''"), "");
-    let refreshed = async |environment| refreshed(&server, &with(environment), "A").await;
-    assert_eq!(refreshed("echo 17; printf 'A=b\\0'").await, Ok(Some("b".to_owned())));
-    assert_eq!(
-        refreshed("echo 17; exit 5").await,
-        Err("run its profile's environment command: ended with exit code 5".to_owned())
-    );
-    assert_eq!(
-        refreshed("echo A=b").await,
-        Err("its profile's environment command did not begin with a time".to_owned())
-    );
-}
-
-#[tokio::test]
 async fn the_clock_is_told_after_the_guest_is_ready_for_it() {
     let server = Server::start(Kind::OpenSsh);
     let file = server.path("told");
-    let restore = format!("date +%s%N >{0}; echo ready; read -r line; echo \"$line\" >>{0}", file.display());
-    refreshed(&server, &image(&restore, "", ""), "A").await.expect("it is refreshed");
+    let restore = format!("date +%s%N >{0}; echo ready; read -r line; echo \"$line\" >>{0}; {TELL}", file.display());
+    refreshed(&server, &image(&restore, ""), "A").await.expect("it is refreshed");
     let since = |time: SystemTime| time.duration_since(SystemTime::UNIX_EPOCH).expect("it is later").as_nanos();
     let told = std::fs::read_to_string(file).expect("what was told");
     let words: Vec<&str> = told.split_whitespace().collect();
@@ -116,8 +105,8 @@ async fn names_are_new_in_each_clone_if_the_image_asks_for_it() {
         ["", "fresh_machine_id = true\nfresh_host_name = true", "fresh_machine_id = true\nfresh_host_name = true"]
     {
         let file = server.path("names");
-        let restore = format!("{RESTORE}; echo {{machine_id}}.{{host_name}} >{}", file.display());
-        refreshed(&server, &image(&restore, "", more), "A").await.expect("it is refreshed");
+        let restore = format!("{ASK}; echo {{machine_id}}.{{host_name}} >{}; {TELL}", file.display());
+        refreshed(&server, &image(&restore, more), "A").await.expect("it is refreshed");
         let names = std::fs::read_to_string(file).expect("the names");
         let (id, host) = names.trim_end().split_once('.').expect("two names");
         if more.is_empty() {
@@ -152,7 +141,7 @@ async fn prepared(prepare_command: &str, more: &str) -> Result<String, String> {
     let file = server.path("done");
     let here = |text: &str| text.replace("FILE", &file.display().to_string());
     let (name, mut image) =
-        image(&here("echo restored by rehearsal >>FILE; echo ready; read -r line"), "", &here(more));
+        image(&here("echo restored by rehearsal >>FILE; echo ready; read -r line; exec env -0"), &here(more));
     let mut profile = (*image.profile).clone();
     profile.prepare = Template::new(here(prepare_command));
     image.profile = profile.into();
