@@ -131,7 +131,7 @@ fn builds_get_unused_machines_whatever_is_killed_around_them() -> Result<()> {
     })?;
     eprintln!("{:?}, {} tried again; {killed:?}", seen.how, seen.retried);
     ensure!(killed.machines > 0 && killed.workers > 0 && killed.template_makers > 0, "not all was killed: {killed:?}");
-    for how in ["boot", "clone"] {
+    for how in ["boot", "clone", "warm"] {
         ensure!(seen.how.contains_key(how), "no build had a machine by {how}: {:?}", seen.how);
     }
 
@@ -252,10 +252,11 @@ impl Killer<'_> {
         let maker = format!("tcp:127.0.0.1:{}-", self.host.ssh_port(SLOTS));
         let (makers, machines): (Vec<_>, Vec<_>) =
             self.host.machines()?.into_iter().partition(|machine| machine.command.contains(&maker));
-        // A few in a short run, and not more than that: each is work for the builds to do again.
         let done = self.done.load(Ordering::Relaxed);
-        let due = |killed: usize, of: usize| killed == 0 && done * 4 >= self.builds * of;
-        let may = |killed: usize, one_of: usize| killed < self.builds.div_ceil(one_of);
+        // One of each in a short run, too.
+        let due = |killed: usize, quarters: usize| killed == 0 && done * 4 >= self.builds * quarters;
+        // One in so many builds, as each is work for them to do again.
+        let may = |killed: usize, builds: usize| killed * builds <= done;
         let Killed { machines: some, template_makers: makers_killed, workers } = self.killed;
         let chance = self.rng.u32(0..100);
         if let (Some(maker), true) = (makers.first(), may(makers_killed, 10) && (makers_killed == 0 || chance < 10)) {
