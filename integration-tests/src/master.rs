@@ -304,6 +304,38 @@ impl Master {
         self.rest.call(&format!("workers/{worker}"), "kill", &json!({ "reason": "the test wants it" })).map(drop)
     }
 
+    /// Has a worker be given no more builds, and waits until those that it has are past their preparation.
+    pub fn pause(&self, worker: &str, within: Duration) -> Result<()> {
+        self.rest.call(&format!("workers/{worker}"), "pause", &json!({ "reason": "the test wants it" }))?;
+        loop {
+            let mark = self.transcript().mark();
+            if self.all_prepared()? {
+                return Ok(());
+            }
+            self.transcript().pick_from(mark, "a build that is prepared", within, |line| {
+                let (key, _) = event(line)?;
+                (key[0] == "steps" || key[0] == "builds").then_some(())
+            })?;
+        }
+    }
+
+    /// Lets it start builds again.
+    pub fn unpause(&self, worker: &str) -> Result<()> {
+        self.rest.call(&format!("workers/{worker}"), "unpause", &json!({ "reason": "the test wants it" })).map(drop)
+    }
+
+    /// Whether no build is between its beginning and its first step, which is a step to the master, too.
+    fn all_prepared(&self) -> Result<bool> {
+        let builds: Vec<Value> = self.rest.get("builds?complete=false", "builds")?;
+        for build in builds {
+            let steps: Vec<Value> = self.rest.get(&format!("builds/{}/steps", build["buildid"]), "steps")?;
+            if !steps.iter().any(|step| step["complete"] == true) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// What a worker that is connected, or was, has told about itself.
     pub fn worker_info(&self, worker: &str) -> Result<Value> {
         let mut workers: Vec<Value> = self.rest.get(&format!("workers/{worker}"), "workers")?;

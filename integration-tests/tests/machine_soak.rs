@@ -19,7 +19,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
 use fastrand::Rng;
-use integration_tests::{Build, Guest, KvmHost, Master, Protocol, Request, Results, Rig, Running, WITH_GUESTS, Worker};
+use integration_tests::{
+    Build, Guest, KvmHost, Master, Protocol, Request, Results, Rig, Running, SOON, WITH_GUESTS, Worker,
+};
 
 /// The variable with the number of builds.
 const BUILDS: &str = "KVM_WORKER_TEST_BUILDS";
@@ -262,9 +264,13 @@ impl Killer<'_> {
         if let (Some(maker), true) = (makers.first(), may(makers_killed, 10) && (makers_killed == 0 || chance < 10)) {
             self.killed.template_makers += usize::from(self.kill(maker));
         } else if may(workers, 20) && (due(workers, 2) || chance < 4) {
+            // A 4.3.0 master never ends a build whose worker is lost while the build is prepared: it wants to put that worker
+            // in quarantine, and there is none.
+            self.master.pause(Master::WORKER, SOON)?;
             self.worker.kill()?;
             self.killed.workers += 1;
             *self.worker = self.host.attach(self.master)?;
+            self.master.unpause(Master::WORKER)?;
         } else if may(some, 4) && (due(some, 1) || chance < 40) {
             // One that runs alone is killed no more often than one of many.
             if let Some(machine) = machines.get(self.rng.usize(..usize::from(SLOTS))) {
