@@ -161,10 +161,36 @@ mod tests {
 
     #[tokio::test]
     async fn an_end_that_was_missed_among_other_events_is_asked_for() {
-        let mut says = vec![status("active"), status("completed")];
-        says.extend(std::iter::repeat_n(json!({ "event": "RTC_CHANGE" }), 1000));
-        check(&says, json!({ "status": "completed" }), Ok(())).await;
-        says[1] = status("failed");
-        check(&says, json!({ "status": "failed", "error-desc": "no room" }), Err("no room")).await;
+        let (ours, theirs) = UnixStream::pair().expect("a pair of sockets");
+        let (input, mut output) = theirs.into_split();
+        let mut requests = BufReader::new(input).lines();
+        output.write_all(b"{\"QMP\": {}}\n").await.expect("the client reads");
+        let mut answer = async |expected: &str, returned: Value, then: &str| {
+            let line = requests.next_line().await.expect("readable").expect("the client is there");
+            let request: Value = serde_json::from_str(&line).expect("JSON");
+            assert_eq!(request["execute"], expected);
+            let text = format!("{}\n{then}", json!({ "return": returned, "id": request["id"] }));
+            output.write_all(text.as_bytes()).await.expect("the client reads");
+        };
+        let (qmp, ()) = tokio::join!(Qmp::over(ours), answer("qmp_capabilities", json!({}), ""));
+        let qmp = qmp.expect("the handshake succeeds");
+        let prepared = async {
+            answer("migrate-set-capabilities", json!({}), "").await;
+            answer("getfd", json!({}), "").await;
+        };
+        let (migration, ()) = tokio::join!(Migration::prepare(&qmp), prepared);
+        let (migration, _socket) = migration.expect("it is prepared");
+
+        let mut running = std::pin::pin!(migration.run("migrate"));
+        let others = format!("{}\n{}", status("completed"), "{\"event\": \"RTC_CHANGE\"}\n".repeat(1000));
+        tokio::select! {
+            ran = &mut running => panic!("it was not started: {ran:?}"),
+            () = answer("migrate", json!({}), &others) => {}
+        }
+        // Once this is answered all that came before is with those who listen, of whom one does not get its turn.
+        let (asked, ()) = tokio::join!(qmp.status(), answer("query-status", json!({ "status": "paused" }), ""));
+        assert_eq!(asked.expect("it answers"), "paused");
+        let (ran, ()) = tokio::join!(running, answer("query-migrate", json!({ "status": "completed" }), ""));
+        ran.expect("it is over");
     }
 }

@@ -240,3 +240,47 @@ async fn a_guest_that_was_asked_to_stop_is_not_halted() {
     let (halt, ()) = timeout(DEADLINE, async { tokio::join!(qmp.halted(), serve) }).await.expect("it is noticed");
     assert_eq!(halt.to_string(), "internal-error");
 }
+
+/// An event that says that a node was written to beyond its limit.
+fn reached(node: &str) -> String {
+    let data = json!({ "node-name": node, "amount-exceeded": 512, "write-threshold": 4096 });
+    format!("{}\n", json!({ "event": "BLOCK_WRITE_THRESHOLD", "data": data }))
+}
+
+#[tokio::test]
+async fn a_limit_counts_for_its_own_node_and_is_set_anew_when_events_were_lost() {
+    let (qmp, mut server) = connected("").await;
+    let mut reaching = std::pin::pin!(qmp.written_beyond("disk", 4096));
+    for then in [reached("other") + &"{\"event\": \"RTC_CHANGE\"}\n".repeat(1000), reached("other") + &reached("disk")]
+    {
+        let request = tokio::select! {
+            reached = &mut reaching => panic!("it is not: {reached:?}"),
+            request = server.request() => request,
+        };
+        let expected = json!({ "node-name": "disk", "write-threshold": 4096 });
+        assert_eq!((&request["execute"], &request["arguments"]), (&json!("block-set-write-threshold"), &expected));
+        server.answer(&request, json!({})).await;
+        server.send(&then).await;
+        // Once this is answered all that came before is with those who listen, of whom one does not get its turn.
+        let asked = async {
+            let request = server.request().await;
+            server.answer(&request, json!({ "status": "running" })).await;
+        };
+        let (status, ()) = timeout(DEADLINE, async { tokio::join!(qmp.status(), asked) }).await.expect("in time");
+        assert_eq!(status.expect("it answers"), "running");
+    }
+    timeout(DEADLINE, reaching).await.expect("it is noticed").expect("it is set");
+}
+
+#[tokio::test]
+async fn a_limit_that_can_not_be_set_is_an_error() {
+    let (qmp, mut server) = connected("").await;
+    let serve = async {
+        let id = server.request().await["id"].clone();
+        let refusal = json!({ "class": "GenericError", "desc": "Device 'disk' not found" });
+        server.send(&format!("{}\n", json!({ "id": id, "error": refusal }))).await;
+    };
+    let (refused, ()) = tokio::join!(qmp.written_beyond("disk", 4096), serve);
+    let error = refused.expect_err("it is refused").to_string();
+    assert_eq!(error, "qemu refused block-set-write-threshold: Device 'disk' not found");
+}

@@ -11,8 +11,8 @@ impl Qmp {
     /// # Errors
     /// If QEMU can't set the limit.
     pub async fn written_beyond(&self, node: &str, offset: u64) -> Result<(), QmpError> {
-        let mut events = self.events();
         loop {
+            let mut events = self.events();
             // Set anew if events were lost: QEMU forgets a limit when it has told that it is reached.
             let limit = json!({ "node-name": node, "write-threshold": offset });
             match self.execute("block-set-write-threshold", limit).await {
