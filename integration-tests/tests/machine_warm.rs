@@ -2,6 +2,7 @@
 
 use anyhow::{Result, ensure};
 use integration_tests::{Build, Guest, KvmHost, Master, Rig, SOON, WITH_GUESTS, contains_all};
+use rustix::process::Signal;
 
 /// A machine of the image `plain` that nobody has used before.
 const UNUSED: &str = r#"
@@ -75,7 +76,10 @@ fn of_two_builds_at_once_one_gets_it() -> Result<()> {
 
 #[test]
 fn it_gives_its_slot_to_a_build_that_needs_another() -> Result<()> {
-    let rig = Rig::with(OTHER, |host| one_warm(host, 1))?;
+    // The master does not take the worker for full because of it.
+    let counting = r#"c["workers"] = [worker.KVMWorker(each.name, each.password) for each in c["workers"]]"#;
+    let master = Master::plan().builder("build", OTHER).python(counting).start()?;
+    let rig = Rig::of(master, |host| one_warm(host, 1))?;
     let mark = ready_since(&rig, 0)?;
     let build = rig.run()?;
     build.succeeded()?;
@@ -138,6 +142,16 @@ fn it_goes_with_the_template_that_it_was_made_of() -> Result<()> {
     build.succeeded()?;
     assert_eq!(build.property("vm_how"), "warm", "{}", build.story());
     assert_eq!(build.step("vm-shell")?.stdio().stdout, "2\n");
+    rig.finish()
+}
+
+#[test]
+fn a_worker_that_drains_keeps_none() -> Result<()> {
+    let rig = Rig::with(UNUSED, |host| one_warm(host, 1))?;
+    ready_since(&rig, 0)?;
+    rig.worker.signal(Signal::USR1)?;
+    rig.worker.transcript().find("warm machine ended: no more builds are taken", SOON)?;
+    rig.host.machines_become(0)?;
     rig.finish()
 }
 

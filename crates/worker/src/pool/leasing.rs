@@ -90,7 +90,7 @@ impl Pool {
         // Builds whose machine never fits do not wait for it, but are told so.
         let smallest = needs.filter(|need| self.0.budget.never(*need).is_none()).map(|need| need.memory_mib()).min();
         // What is ready is handed out, or gives way.
-        let (spares, spares_mib) = self.0.warm.ready();
+        let (spares, spares_mib) = self.0.warm.yielding();
         let left = self.0.budget.memory_left_mib().map(|left| left.saturating_add(spares_mib));
         fit(self.0.slots.census().free.saturating_add(spares), left, smallest)
     }
@@ -102,7 +102,7 @@ impl Pool {
 
     /// How many machines are ready for builds to come.
     pub(crate) fn warm(&self) -> u16 {
-        self.0.warm.ready().0
+        self.0.warm.ready()
     }
 
     /// How many machines wait to be started.
@@ -118,7 +118,7 @@ impl Pool {
                     0 => String::new(),
                     count => format!(", {count} of them because they can't be cleaned"),
                 };
-                let warm = match self.0.warm.ready().0 {
+                let warm = match self.0.warm.ready() {
                     0 => String::new(),
                     count => format!(", {count} of them by machines that were ready for others and give way"),
                 };

@@ -186,6 +186,7 @@ impl Pool {
         let Some(Offer::Clone(template, ground)) = offer else { return Err(NotMade::NoRoom) };
         let need = Need::of(image, Shape::fresh(image));
         let Some(lease) = self.0.slots.lease_at_once(need).await else { return Err(NotMade::NoRoom) };
+        let _making = self.0.warm.making(lease.memory_mib());
         let span = info_span!("spare", image = %name);
         let timeout = image.boot_timeout;
         let cloned = self.clone_of(template, ground, image, hypervisor, lease, timeout, &Nobody).instrument(span).await;

@@ -48,6 +48,17 @@ struct Stock {
     next: u64,
     /// The oldest first.
     spares: Vec<Spare>,
+    /// What was promised of the memory to the one that is being made, in MiB.
+    making_mib: Option<u64>,
+}
+
+/// One is being made, until this is dropped.
+struct Making<'a>(&'a Warm);
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        self.0.stock().making_mib = None;
+    }
 }
 
 impl Warm {
@@ -67,11 +78,22 @@ impl Warm {
         self.starts.begin()
     }
 
-    /// How many are ready, and what they were promised of the memory, in MiB.
-    pub(super) fn ready(&self) -> (u16, u64) {
+    /// How many are ready.
+    pub(super) fn ready(&self) -> u16 {
+        u16::try_from(self.stock().spares.len()).unwrap_or(u16::MAX)
+    }
+
+    /// How many slots, and how much memory in MiB, builds can have for which they are ended or given up, or which get them.
+    pub(super) fn yielding(&self) -> (u16, u64) {
         let stock = self.stock();
-        let count = u16::try_from(stock.spares.len()).unwrap_or(u16::MAX);
-        (count, stock.spares.iter().map(Spare::memory_mib).sum())
+        let memory_mib = stock.spares.iter().map(Spare::memory_mib).chain(stock.making_mib);
+        memory_mib.fold((0, 0), |(count, sum), memory_mib| (count + 1, sum + memory_mib))
+    }
+
+    /// Notes that one is being made, to which so much of the memory was promised.
+    fn making(&self, memory_mib: u64) -> Making<'_> {
+        self.stock().making_mib = Some(memory_mib);
+        Making(self)
     }
 
     /// Ends all of them, and makes none any more.
