@@ -163,13 +163,14 @@ fn template_follows_its_generation_and_stays_while_a_clone_lives() -> Result<()>
 fn clone_that_fails_is_booted_and_its_template_made_anew() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
     let rig = Rig::of(master, two_slots(templated()?))?;
-    let check = |file: &str, says: &str| -> Result<()> {
+    let check = |file: &str, kept: usize, says: &str| -> Result<()> {
         let bad = template(&rig)?;
         let path = bad.join(file);
-        let size = fs::metadata(&path)?.len();
+        let (beginning, size) = (fs::read(&path)?[..kept].to_vec(), fs::metadata(&path)?.len());
         // As long as it was, which is all that could be looked at beforehand.
         fs::remove_file(&path)?;
-        fs::File::create(&path)?.set_len(size)?;
+        fs::write(&path, beginning)?;
+        fs::File::options().write(true).open(&path)?.set_len(size)?;
         let build = run(&rig, "build", "boot")?;
         contains_all(&build.step("start-vm")?.stdio().text(), &["booting, as its clone failed: ", says])?;
         let good = template(&rig)?;
@@ -177,8 +178,9 @@ fn clone_that_fails_is_booted_and_its_template_made_anew() -> Result<()> {
         run(&rig, "build", "clone")?;
         Ok(())
     };
-    check("state", "Not a migration stream")?;
-    check("memory", "load of migration failed")?;
+    check("state", 0, "Not a migration stream")?;
+    // What QEMU itself looks at is there, and nothing of the guest.
+    check("memory", 1 << 20, "the guest restarted instead of going on")?;
     rig.worker.transcript().find("a clone failed, and its template is not used any more", SOON)?;
     rig.host.slots_clean()?;
     rig.finish()
@@ -209,4 +211,16 @@ fn template_in_the_making_is_in_nobodys_way() -> Result<()> {
     assert_eq!(status.code(), Some(0));
     assert_eq!(templates(&rig)?, Vec::<PathBuf>::new());
     rig.host.nothing_left()
+}
+
+#[test]
+fn template_that_can_not_be_made_says_why_and_builds_boot() -> Result<()> {
+    let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
+    let rig = Rig::of(master, two_slots(templated()?.with("warm_up", "echo no such tool >&2; exit 3")))?;
+    let Output { status, stderr, .. } = rig.host.ask(&["image", "template", "plain"])?;
+    assert_eq!(status.code(), Some(1));
+    contains_all(&String::from_utf8_lossy(&stderr), &["image 'plain'", "warm_up", "no such tool"])?;
+    contains_all(&ask(&rig, &["image", "templates"])?, &["plain: "])?;
+    run(&rig, "build", "boot")?;
+    rig.finish()
 }

@@ -50,7 +50,7 @@ impl Pool {
             let session = self.answer(&slot, &order.image, &image, host_key.as_deref(), processor, timeout).await?;
             Ok::<_, Unanswered>(greeting::log_in(session, &image, membership.as_ref()).await?)
         };
-        let login = match vm.boot(answer, timeout + LAST_WORD).await {
+        let login = match vm.boot(Box::pin(answer), timeout + LAST_WORD).await {
             Ok(login) => login,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();

@@ -70,7 +70,8 @@ impl Pool {
             Some(Offer::Boot(why)) => progress.say(format!("slot {slot}: booting, as {why}")).await,
             Some(Offer::Clone(template, ground)) => {
                 let timeout = order.timeout.unwrap_or(image.boot_timeout);
-                match self.clone_of(template, ground, &image, hypervisor, lease, timeout, progress).await {
+                let cloning = self.clone_of(template, ground, &image, hypervisor, lease, timeout, progress);
+                match Box::pin(cloning).await {
                     Ok(raised) => return Ok(raised),
                     Err(NotCloned { lease: returned, why }) => {
                         progress.say(format!("slot {slot}: booting, as its clone failed: {why}")).await;
@@ -79,7 +80,7 @@ impl Pool {
                 }
             }
         }
-        self.boot(order, image, hypervisor, lease, progress).await
+        Box::pin(self.boot(order, image, hypervisor, lease, progress)).await
     }
 
     /// Restores a machine from a template, in a slot that is leased for it and has nothing in it. `timeout` is what a boot
@@ -161,6 +162,8 @@ impl Pool {
             .await;
         progress.console(&slot.console_log());
         let within = timeout.min(LEAST.max(timeout / PART));
+        // One that does not find its memory as it was may start over. It would come up at last, but not as a clone.
+        let reset = vm.qmp().reset();
         let answer = async {
             let port = slot.ssh_port();
             let policy = HostKeyPolicy::Pinned(host_key);
@@ -169,9 +172,15 @@ impl Pool {
             let login = refresh::refresh(session, template.image(), image).await?;
             Ok::<_, Unanswered>((login, reached))
         };
+        let answer = async {
+            tokio::select! {
+                answer = answer => answer,
+                () = reset => Err(Unanswered::from(anyhow::anyhow!("the guest restarted instead of going on"))),
+            }
+        };
         // The image's own command may take as long as a boot.
         let hook = if image.post_restore.is_some() { image.boot_timeout } else { Duration::ZERO };
-        match vm.boot(answer, within + hook + LAST_WORD).await {
+        match vm.boot(Box::pin(answer), within + hook + LAST_WORD).await {
             Ok((login, reached)) => {
                 info!(
                     slot = slot.number(),
@@ -188,7 +197,7 @@ impl Pool {
                 Err(match error {
                     // The disk is full, or the kernel's KVM failed.
                     qemu::BootError::Halted(_) => Fault::Host(why),
-                    qemu::BootError::Exited(exit) if was_killed(&exit) => Fault::Host(why),
+                    qemu::BootError::Exited(exit) if is_hosts(&exit) => Fault::Host(why),
                     _ => Fault::Template(why),
                 })
             }
@@ -230,17 +239,20 @@ fn restore_fault(error: qemu::RestoreError) -> Fault {
             StartError::Occupied { .. } | StartError::Pidfile(_) | StartError::File { .. } | StartError::Spawn(_),
         )
         | RestoreError::State(_) => Fault::Host(error.into()),
-        RestoreError::Exited(ref exit) | RestoreError::Start(StartError::Exited(ref exit)) if was_killed(exit) => {
+        RestoreError::Exited(ref exit) | RestoreError::Start(StartError::Exited(ref exit)) if is_hosts(exit) => {
             Fault::Host(error.into())
         }
         _ => Fault::Template(error.into()),
     }
 }
 
-/// Whether somebody else ended QEMU, such as the kernel for want of memory. What it does itself ends it by other signals
-/// (SIGABRT, SIGBUS, SIGSEGV).
-fn was_killed(exit: &qemu::Exit) -> bool {
-    matches!(exit.status, process::ExitStatus::Signal(2 | 9 | 15))
+/// Whether QEMU was ended by somebody else, such as the kernel for want of memory, or ended for want of something that the
+/// host has to give. What a template does to it ends it by other signals (SIGABRT, SIGBUS, SIGSEGV) and with other words.
+fn is_hosts(exit: &qemu::Exit) -> bool {
+    let killed = matches!(exit.status, process::ExitStatus::Signal(2 | 9 | 15));
+    // It has one exit code for all that it complains of (QEMU 7.2 to 10.0).
+    let words = ["host forwarding rule", "Cannot allocate memory", "Too many open files", "No space left on device"];
+    killed || words.iter().any(|words| exit.stderr.contains(words))
 }
 
 #[cfg(test)]
@@ -249,6 +261,23 @@ mod tests {
 
     use super::*;
     use crate::pool::Owner;
+
+    #[test]
+    fn a_template_is_to_blame_for_what_qemu_makes_of_it() {
+        let check = |status: process::ExitStatus, stderr: &str, expected: bool| {
+            let exit = qemu::Exit { status, stderr: stderr.to_owned(), cause: None, lived: Duration::ZERO };
+            assert_eq!(is_hosts(&exit), expected, "{exit}");
+        };
+        let failed = process::ExitStatus::Code(1);
+        check(failed, "qemu: Not a migration stream", false);
+        check(failed, "qemu: Image is not in qcow2 format", false);
+        check(failed, "qemu: Could not set up host forwarding rule 'tcp:127.0.0.1:2222-:22'", true);
+        check(failed, "qemu: cannot set up guest memory 'ram0': Cannot allocate memory", true);
+        check(process::ExitStatus::Signal(9), "", true);
+        check(process::ExitStatus::Signal(15), "", true);
+        check(process::ExitStatus::Signal(7), "", false);
+        check(process::ExitStatus::Signal(11), "", false);
+    }
 
     #[test]
     fn a_machine_that_is_not_like_its_template_boots_and_says_why() {

@@ -212,7 +212,9 @@ impl Pool {
         }
         let claim = self.claim(&order)?;
         let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
-        let started = self.start_for(&order, image, hypervisor, progress).instrument(span.clone()).await;
+        // What is in there is large: a state machine of some tens of kilobytes, which each one around it would have on its stack.
+        let starting = Box::pin(self.start_for(&order, image, hypervisor, progress));
+        let started = starting.instrument(span.clone()).await;
         let machine = match started {
             Ok(machine) => machine,
             Err(error) => {
@@ -259,7 +261,7 @@ impl Pool {
         let lease = self.lease(order, &image, progress).await?;
         let slot = lease.slot().number();
         let raised = async {
-            let raised = self.raise(order, image, hypervisor, lease, progress).await?;
+            let raised = Box::pin(self.raise(order, image, hypervisor, lease, progress)).await?;
             let machine = raised.given_to(order, asked, time_to_live);
             if let Some(membership) = machine.membership() {
                 membership.introduce(&machine).await?;

@@ -54,7 +54,7 @@ impl Machine {
             let login = greeting::log_in(session, &self.image, self.membership().as_deref()).await?;
             anyhow::Ok(Arc::new(login))
         };
-        let login = self.vm.boot(answer, within + LAST_WORD).await.map_err(|error| match error {
+        let login = self.vm.boot(Box::pin(answer), within + LAST_WORD).await.map_err(|error| match error {
             BootError::Probe(error) => error,
             error => anyhow!("{error}"),
         })?;

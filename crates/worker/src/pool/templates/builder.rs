@@ -91,7 +91,7 @@ impl Pool {
                 match sight {
                     Sight::Absent => {
                         let span = info_span!("template", image = %name, key = %inputs.key());
-                        self.make_once(name, kept, hypervisor, ground, inputs).instrument(span).await;
+                        Box::pin(self.make_once(name, kept, hypervisor, ground, inputs)).instrument(span).await;
                     }
                     Sight::Later(later, _) => {
                         next = Some(next.map_or(later, |next: Instant| next.min(later)));
@@ -160,10 +160,11 @@ impl Pool {
         let unfinished = Unfinished::begin(&parent)?;
         let promise = self.room(image, &unfinished.path().join(MEMORY))?;
         let within = image.boot_timeout * 2 + PREPARING + FREEZING;
+        let freezing = Box::pin(self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path()));
         let frozen = tokio::select! {
             biased;
             () = templates.stop.cancelled() => Err(Failure::Dropped("the worker is stopping")),
-            frozen = tokio::time::timeout(within, self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path())) => {
+            frozen = tokio::time::timeout(within, freezing) => {
                 let late = |_| anyhow!("it was not made within {} s", within.as_secs());
                 frozen.map_err(late).flatten().map_err(Failure::Broken)
             }
@@ -236,7 +237,7 @@ impl Pool {
             Ok::<_, Unanswered>(host_key)
         };
         let within = timeout * 2 + LAST_WORD + PREPARING;
-        let host_key = match vm.boot(readied, within).await {
+        let host_key = match vm.boot(Box::pin(readied), within).await {
             Ok(host_key) => host_key,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
