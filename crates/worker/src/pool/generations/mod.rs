@@ -317,7 +317,8 @@ async fn tidy(shared: Arc<Shared>, mut idle: mpsc::UnboundedReceiver<Name>) {
         let shared = Arc::clone(&shared);
         // Removing large files takes a while.
         let tidied = tokio::task::spawn_blocking(move || shared.remove_superfluous(&image)).await;
-        if let Err(error) = tidied {
+        // When the worker ends the last machine of a generation may just have gone: the next start tidies.
+        if let Err(error) = tidied.or_else(|error| if error.is_cancelled() { Ok(()) } else { Err(error) }) {
             warn!("remove old generations: {error}");
         }
     }

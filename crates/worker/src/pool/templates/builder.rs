@@ -1,13 +1,15 @@
 //! Makes templates: one at a time, in a slot of its own, so that no build waits for it.
 
 use std::fs::File;
+use std::io::{self, ErrorKind};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow};
 use protocol::command::Name;
+use qemu::{BootError, DiskError};
 use tokio::time::Instant;
 use tracing::{Instrument, info, info_span, warn};
 
@@ -46,8 +48,15 @@ enum Failure {
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
-        Failure::Broken(error.into())
+        let error = error.into();
+        if error.chain().any(is_full) { Failure::NoRoom(format!("{error:#}")) } else { Failure::Broken(error) }
     }
+}
+
+/// Whether an error is that the disk is full.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+    error.downcast_ref().is_some_and(full) || matches!(error.downcast_ref(), Some(DiskError::Full { .. }))
 }
 
 /// Makes what templates are missing, until the pool is closed.
@@ -110,7 +119,6 @@ impl Pool {
         let (key, generation) = (inputs.key(), ground.number);
         kept.shelf().begin(key.clone(), Instant::now());
         templates.tell();
-        info!(generation, "making a template");
         let made = self.make(name, kept, hypervisor, ground, inputs).await;
         let now = Instant::now();
         match made {
@@ -127,11 +135,10 @@ impl Pool {
             }
             Err(Failure::NoRoom(why)) => {
                 // It may be so for long, and is tried often.
-                let first = kept.shelf().last() != Some(Err(why.clone()));
-                if first {
+                let is_new = kept.shelf().postponed(key, why.clone(), now);
+                if is_new {
                     warn!("a template is not made now: {why}");
                 }
-                kept.shelf().postponed(key, why, now);
             }
             Err(Failure::Dropped(why)) => {
                 info!("making a template was given up: {why}");
@@ -159,14 +166,14 @@ impl Pool {
         make_private_directory(&parent)?;
         let unfinished = Unfinished::begin(&parent)?;
         let promise = self.room(image, &unfinished.path().join(MEMORY))?;
+        info!(generation = ground.number, "making a template");
         let within = image.boot_timeout * 2 + PREPARING + FREEZING;
         let freezing = Box::pin(self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path()));
         let frozen = tokio::select! {
             biased;
             () = templates.stop.cancelled() => Err(Failure::Dropped("the worker is stopping")),
             frozen = tokio::time::timeout(within, freezing) => {
-                let late = |_| anyhow!("it was not made within {} s", within.as_secs());
-                frozen.map_err(late).flatten().map_err(Failure::Broken)
+                frozen.unwrap_or_else(|_| Err(anyhow!("it was not made within {} s", within.as_secs()).into()))
             }
         };
         // Whatever came of it, QEMU has gone or is on its way.
@@ -218,7 +225,7 @@ impl Pool {
         slot: &Slot,
         ground: &Ground,
         directory: &Path,
-    ) -> anyhow::Result<String> {
+    ) -> Result<String, Failure> {
         make_private_directory(slot.directory())?;
         let disk = directory.join(DISK);
         hypervisor.qemu.create_overlay(&ground.base, &disk).await?;
@@ -241,7 +248,12 @@ impl Pool {
             Ok(host_key) => host_key,
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-                bail!(with_console(&error.to_string(), &console));
+                let why = with_console(&error.to_string(), &console);
+                return Err(match error {
+                    // The disk is full, most often.
+                    BootError::Halted(_) => Failure::NoRoom(why),
+                    _ => Failure::Broken(anyhow!(why)),
+                });
             }
         };
         let path = directory.join(STATE);
@@ -249,5 +261,24 @@ impl Pool {
         let state = state.with_context(|| format!("make {}", path.display()))?;
         vm.freeze(state, FREEZING).await.context("freeze the machine")?;
         Ok(host_key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_no_fault_of_what_a_template_is_made_of() {
+        let check = |error: anyhow::Error, room: bool| {
+            let failure = Failure::from(error.context("make a template"));
+            assert_eq!(matches!(failure, Failure::NoRoom(_)), room);
+        };
+        check(io::Error::from(ErrorKind::StorageFull).into(), true);
+        check(io::Error::from(ErrorKind::QuotaExceeded).into(), true);
+        check(DiskError::Full { file: "/d".into() }.into(), true);
+        check(qemu::FreezeError::State(io::Error::from(ErrorKind::StorageFull)).into(), true);
+        check(io::Error::from(ErrorKind::NotFound).into(), false);
+        check(anyhow!("no answer"), false);
     }
 }

@@ -30,6 +30,8 @@ pub(super) struct Shelf<T> {
     /// How many builds have ended, and how the last one did.
     ended: u64,
     last: Option<Result<(), String>>,
+    /// Whether the host had no room the last time.
+    short: bool,
 }
 
 /// What went wrong with a key.
@@ -61,7 +63,7 @@ pub(super) enum Sight<T> {
 impl<T> Shelf<T> {
     /// One with what an earlier run has left ready.
     pub(super) fn new(ready: Option<(Key, Arc<T>)>) -> Self {
-        Shelf { ready, building: None, trouble: None, ended: 0, last: None }
+        Shelf { ready, building: None, trouble: None, ended: 0, last: None, short: false }
     }
 
     /// What there is for a key, which is the image's from now on. A template of another key is handed out, not to be used
@@ -92,20 +94,23 @@ impl<T> Shelf<T> {
     /// Notes that one was made.
     pub(super) fn built(&mut self, key: Key, template: Arc<T>) {
         self.ready = Some((key, template));
+        self.short = false;
         self.end(Ok(()));
     }
 
     /// Notes that one could not be made. Returns how many times in a row that was, if no other is tried after this one.
     pub(super) fn failed(&mut self, key: Key, why: String, now: Instant, jitter: f64) -> Failing {
+        self.short = false;
         self.end(Err(why.clone()));
         self.trouble(key, why, now, jitter)
     }
 
-    /// Notes that the host had no room to make one, which is no fault of the template's.
-    pub(super) fn postponed(&mut self, key: Key, why: String, now: Instant) {
+    /// Notes that the host had no room to make one, which is no fault of the template's. Returns whether that is news.
+    pub(super) fn postponed(&mut self, key: Key, why: String, now: Instant) -> bool {
         self.end(Err(why.clone()));
         let failures = self.trouble.take_if(|trouble| trouble.key == key).map_or(0, |trouble| trouble.failures);
         self.trouble = Some(Trouble { key, failures, why, not_before: now + POSTPONED });
+        !std::mem::replace(&mut self.short, true)
     }
 
     /// Notes that making one was given up, because what it depends on has changed or the worker stops.
@@ -262,9 +267,9 @@ mod tests {
     fn want_of_room_is_no_failure() {
         let now = Instant::now();
         let mut shelf: Shelf<&'static str> = Shelf::new(None);
-        for _ in 0..5 {
+        for news in [true, false, false, false] {
             shelf.begin(key("a"), now);
-            shelf.postponed(key("a"), "no room".to_owned(), now);
+            assert_eq!(shelf.postponed(key("a"), "no room".to_owned(), now), news);
             assert_eq!(seen(&mut shelf, "a", now), "in 15s: no room");
         }
         assert_eq!(shelf.failed(key("a"), "x".to_owned(), now, 0.5), Failing::Again(Duration::from_secs(1)));
