@@ -8,6 +8,7 @@ use super::disks::DiskLock;
 use super::machine::Shape;
 use super::slots::Lease;
 use super::turn::{Step, Wait};
+use super::warm::Start;
 use super::{Order, Pool, Progress, VmError};
 use crate::config::Image;
 
@@ -26,8 +27,14 @@ impl Need {
 impl Pool {
     /// Waits, bounded, for what the machine will occupy. First for the persistent disk, as that concerns nobody but those
     /// who want the same; then for a slot with memory and space, which are got together. Whoever has these waits for
-    /// nothing more, so that the waits end if builds do.
-    pub(super) async fn lease(&self, order: &Order, image: &Image, progress: &dyn Progress) -> Result<Lease, VmError> {
+    /// nothing more, so that the waits end if builds do. From the wait for a slot on no machine is made ready for others,
+    /// until the note of that is dropped.
+    pub(super) async fn lease(
+        &self,
+        order: &Order,
+        image: &Image,
+        progress: &dyn Progress,
+    ) -> Result<(Lease, Start), VmError> {
         let need = Need::of(image, Shape::of(order, image));
         if let Some(excess) = self.0.budget.never(need) {
             return Err(VmError::TooLarge { vm: order.owner.vm.clone(), image: order.image.clone(), excess });
@@ -37,11 +44,13 @@ impl Pool {
             Mode::Fresh => None,
             Mode::Persistent => Some(self.persistent_disk(order, deadline, progress).await?),
         };
+        let mut start = self.0.warm.begin();
+        start.note_unserved();
         let mut lease = self.slot(need, deadline, progress).await?;
         if let Some(disk) = disk {
             lease.keep(disk);
         }
-        Ok(lease)
+        Ok((lease, start))
     }
 
     async fn persistent_disk(

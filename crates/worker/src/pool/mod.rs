@@ -251,14 +251,14 @@ impl Pool {
         progress: &dyn Progress,
     ) -> Result<Arc<Machine>, VmError> {
         let asked = Instant::now();
-        let mut start = self.0.warm.begin();
+        let start = self.0.warm.begin();
         let longest = self.0.config.time_to_live;
         let time_to_live = order.ttl.map_or(longest, |asked| asked.min(longest));
         if let Some(spare) = self.take_spare(order, &image, hypervisor, progress).await {
             return Ok(spare.given_to(order, asked, time_to_live));
         }
-        start.is_unserved();
-        let lease = self.lease(order, &image, progress).await?;
+        drop(start);
+        let (lease, _start) = self.lease(order, &image, progress).await?;
         let slot = lease.slot().number();
         let raised = async {
             let raised = Box::pin(self.raise(order, image, hypervisor, lease, progress)).await?;

@@ -109,8 +109,8 @@ pub(super) fn plan(view: &View) -> Plan {
         memory_mib = memory_mib.saturating_sub(spare.memory_mib);
         slot = false;
     }
-    let wanted = view.lack != Lack::default() || view.busy || view.quiet.is_none_or(|quiet| quiet < QUIET);
-    let make = if wanted { None } else { to_make(view, &good) };
+    let calm = view.lack == Lack::default() && !view.busy && view.quiet.is_some_and(|quiet| quiet >= QUIET);
+    let make = if calm { to_make(view, &good) } else { None };
     Plan { discard, make }
 }
 

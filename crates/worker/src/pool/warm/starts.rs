@@ -59,7 +59,7 @@ pub(in crate::pool) struct Start {
 
 impl Start {
     /// Notes that no machine is ready for it.
-    pub(in crate::pool) fn is_unserved(&mut self) {
+    pub(in crate::pool) fn note_unserved(&mut self) {
         if !std::mem::replace(&mut self.unserved, true) {
             self.starts.send_modify(|count| count.unserved += 1);
         }
@@ -91,8 +91,8 @@ mod tests {
         check(Some(Duration::MAX), false);
         let first = starts.begin();
         let mut second = starts.begin();
-        second.is_unserved();
-        second.is_unserved();
+        second.note_unserved();
+        second.note_unserved();
         check(None, true);
         drop(second);
         check(None, false);
