@@ -137,7 +137,7 @@ fn clone_without_programs_that_have_roots_rights_is_restored_by_sudo() -> Result
         .builder(
             "build",
             r#"steps.StartVM(image="plain"),
-               steps.VMShellCommand(name="look", command="stat -c %a /var/lib/kvm-worker/restore; date +%s.%N; echo $HOME"),
+               steps.VMShellCommand(name="look", command="stat -c %a /var/lib/kvm-worker/restore; date +%s.%N; echo $HOME; ps -C sshd -o args= | grep -c priv"),
                steps.StopVM(),"#,
         )
         .start()?;
@@ -153,11 +153,11 @@ fn clone_without_programs_that_have_roots_rights_is_restored_by_sudo() -> Result
     let begun = now()?;
     let build = run(&rig, "build")?;
     let told = build.step("look")?.stdio().stdout;
-    let [mode, date, home] = told.lines().collect::<Vec<_>>()[..] else {
-        anyhow::bail!("not three lines but {told:?}")
+    let [mode, date, home, logins] = told.lines().collect::<Vec<_>>()[..] else {
+        anyhow::bail!("not four lines but {told:?}")
     };
-    // The environment is the user's.
-    assert_eq!((mode, home), ("755", "/home/buildbot"));
+    // The environment is the user's, and no login of the time before the freeze is left.
+    assert_eq!((mode, home, logins), ("755", "/home/buildbot", "1"));
     ensure!(begun - TOLERANCE < time(date)?, "{date} is before {begun:?}");
     rig.host.slots_clean()?;
     rig.finish()
