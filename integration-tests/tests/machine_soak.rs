@@ -34,8 +34,8 @@ const SEED: &str = "KVM_WORKER_TEST_SEED";
 
 const SLOTS: u16 = 4;
 
-/// How many machines are kept ready.
-const WARM: u16 = 1;
+/// How many machines are kept ready: one more than there is place for beside the builds, so that they give way, too.
+const WARM: u16 = 2;
 
 /// How many generations an image keeps, beside those that machines stand on.
 const GENERATIONS: usize = 2;
@@ -90,7 +90,8 @@ FACTORIES = {
     "saves": soaked("warm", save="warm"),
 }
 
-c["workers"] = [worker.KVMWorker(each.name, each.password, poll_interval=2) for each in c["workers"]]
+# One slot is left for machines that are kept ready.
+c["workers"] = [worker.KVMWorker(each.name, each.password, max_builds=3, poll_interval=2) for each in c["workers"]]
 "#;
 
 #[test]
