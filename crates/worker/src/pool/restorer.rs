@@ -5,7 +5,7 @@
 //! before it is frozen, by the profile's `prepare`: as root's and with root's rights for the image's user, who has them by
 //! `sudo` anyway. `sudo` itself takes longer than all the rest.
 //!
-//! It writes `ready`, reads a [`line`] from its standard input, sets the clock and reseeds the kernel's random number
+//! It writes `ready`, reads a [`line()`] from its standard input, sets the clock and reseeds the kernel's random number
 //! generator. With an argument, it then writes its environment as `env -0` does. Starting it takes long in an emulated guest, and does not count: the line is made when it is there to read
 //! it. When a call fails it writes which to its standard error and exits with the error's number.
 

@@ -1,6 +1,6 @@
 //! Templates: generations that were frozen just after they booted, which machines are cloned from.
 //!
-//! Each image that asks for one has one, made in the background of what its [inputs](inputs) are now. When one of these
+//! Each image that asks for one has one, made in the background of what its [inputs] are now. When one of these
 //! changes the template is not used any more, and goes with the last clone of it.
 
 mod builder;
