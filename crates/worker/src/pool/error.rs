@@ -129,3 +129,37 @@ fn list(names: &[Name]) -> String {
         names => names.iter().map(Name::as_str).collect::<Vec<_>>().join(", "),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_waited_for_in_vain_is_named_with_a_remedy() {
+        let memory = Shortage::Memory { machines: 3, promised_mib: 3072, budget_mib: 4096, needed_mib: 2176 };
+        let short = "memory: 3072 of 4096 MiB are promised to 3 machines, this one needs 2176";
+        let check = |wait: Wait, expected: &str| {
+            let error = VmError::PoolFull { wait, waited: Duration::from_secs(600) };
+            assert_eq!((error.reason(), error.to_string()), ("vm_pool_full", expected.to_owned()));
+        };
+        let slots = "start fewer builds at a time, or raise pool.slots or pool.acquire_timeout";
+        check(Wait::Slot { slots: 2, quarantined: vec![] }, &format!("all 2 slots stayed in use for 600 s; {slots}"));
+        check(
+            Wait::Slot { slots: 2, quarantined: vec![(1, "port in use".to_owned())] },
+            &format!(
+                "1 of 2 slots can't be used (slot 1: port in use), and the others stayed in use for 600 s; {slots}"
+            ),
+        );
+        let raise = "start fewer builds at a time, or raise pool.memory_budget_mib or pool.acquire_timeout";
+        check(Wait::Short(memory), &format!("waited 600 s for {short}; {raise}"));
+        check(
+            Wait::Turn { ahead: 2, first: memory },
+            &format!("waited 600 s behind 2 others, the first of them for {short}; {raise}"),
+        );
+        check(
+            Wait::Short(Shortage::LowDisk { free_mib: 10, low_water_mib: 1024 }),
+            "waited 600 s for disk space: 10 MiB are free, and machines start with at least 1024 \
+             (pool.disk_low_water_mib); make room on the disk of pool.state_dir",
+        );
+    }
+}
