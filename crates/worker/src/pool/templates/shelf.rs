@@ -98,7 +98,7 @@ impl<T> Shelf<T> {
         self.end(Ok(()));
     }
 
-    /// Notes that one could not be made. Returns how many times in a row that was, if no other is tried after this one.
+    /// Notes that one could not be made. `jitter` is what the pause before the next is multiplied by.
     pub(super) fn failed(&mut self, key: Key, why: String, now: Instant, jitter: f64) -> Failing {
         self.short = false;
         self.end(Err(why.clone()));
