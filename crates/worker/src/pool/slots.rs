@@ -274,6 +274,9 @@ impl Keeper {
                 .any(|(_, state)| matches!(state, State::Leased | State::Leaving { .. } | State::Reclaiming { .. }))
         {
             tokio::select! {
+                // In this order, so that what was said of a slot is heard before the slot is free again.
+                biased;
+                Some(used) = self.returned.1.recv() => self.take_back(used),
                 want = wants.recv(), if wanted => match want {
                     Some(Want::Waiting(waiting)) => self.waiting.push_back(waiting),
                     Some(Want::AtOnce { need, answer }) => {
@@ -281,15 +284,16 @@ impl Keeper {
                         // One who asks no more drops the lease, which returns the slot.
                         let _ = answer.send(lease);
                     }
-                    Some(Want::Leaving { slot, memory_mib }) => self.set(&slot, State::Leaving { memory_mib }),
-                    Some(Want::Lack { answer }) => drop(answer.send(self.lack())),
+                    Some(Want::Leaving { slot, memory_mib }) => self.note_leaving(&slot, memory_mib),
+                    Some(Want::Lack { answer }) => {
+                        // What was given back before this was asked is not lacking.
+                        while let Ok(used) = self.returned.1.try_recv() {
+                            self.take_back(used);
+                        }
+                        let _ = answer.send(self.lack());
+                    }
                     None => wanted = false,
                 },
-                Some(used) = self.returned.1.recv() => {
-                    let memory_mib = used.promise.as_ref().map_or(0, |promise| promise.need().memory_mib());
-                    self.set(&used.slot, State::Reclaiming { memory_mib });
-                    self.reclaim(used, Duration::ZERO);
-                }
                 Some(Cleaned { used, result }) = self.cleaned.1.recv() => self.judge(used, result),
                 _ = promises.changed() => {}
                 () = turn::given_up(self.waiting.front_mut()) => {}
@@ -306,6 +310,20 @@ impl Keeper {
         if let Some((_, state)) = self.slots.iter_mut().find(|(candidate, _)| candidate == slot) {
             *state = new;
         }
+    }
+
+    /// Notes that a slot is going to be given back, unless it was already: nothing would end that state then.
+    fn note_leaving(&mut self, slot: &Slot, memory_mib: u64) {
+        let leased = |(candidate, state): &(Slot, State)| candidate == slot && *state == State::Leased;
+        if self.slots.iter().any(leased) {
+            self.set(slot, State::Leaving { memory_mib });
+        }
+    }
+
+    fn take_back(&mut self, used: Used) {
+        let memory_mib = used.promise.as_ref().map_or(0, |promise| promise.need().memory_mib());
+        self.set(&used.slot, State::Reclaiming { memory_mib });
+        self.reclaim(used, Duration::ZERO);
     }
 
     fn judge(&mut self, used: Used, result: anyhow::Result<()>) {

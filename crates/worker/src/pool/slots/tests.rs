@@ -226,3 +226,16 @@ async fn what_is_coming_back_is_not_lacking() {
     assert_eq!(slots.lack().await, Lack::default());
     assert_eq!(told(&mut turn).await, "slot 0");
 }
+
+#[tokio::test]
+async fn what_was_said_of_a_slot_that_came_back_is_forgotten() {
+    let (_directory, slots) = slots(1);
+    let lease = slots.lease(need(1)).await;
+    let slot = lease.slot().clone();
+    drop(lease);
+    slots.settled().await;
+    // The words of one who gave it back may be heard after the slot was.
+    let _ = slots.wanted.send(Want::Leaving { slot, memory_mib: MACHINE }).await;
+    assert_eq!(slots.lack().await, Lack::default());
+    assert_eq!(slots.census(), census(1, 1));
+}
