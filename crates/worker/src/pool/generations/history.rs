@@ -19,6 +19,8 @@ struct Saved<M> {
     manifest: Result<M, String>,
     /// How many machines stand on it.
     users: usize,
+    /// How many templates do.
+    templates: usize,
 }
 
 /// Which generation machines start from.
@@ -35,7 +37,7 @@ pub(super) enum Current {
 
 impl<M> History<M> {
     pub(super) fn new(saved: impl IntoIterator<Item = (u32, Result<M, String>)>, current: Current) -> Self {
-        let saved = saved.into_iter().map(|(number, manifest)| (number, Saved { manifest, users: 0 }));
+        let saved = saved.into_iter().map(|(number, manifest)| (number, Saved { manifest, users: 0, templates: 0 }));
         History { saved: saved.collect(), current }
     }
 
@@ -80,7 +82,7 @@ impl<M> History<M> {
     /// Adds what was saved by a machine that stood on `from`, and returns whether it is the current one. It is not if
     /// somebody has gone back to an older one than the machine stood on: what they went back from is in it.
     pub(super) fn add(&mut self, number: u32, manifest: M, from: Option<u32>) -> bool {
-        self.saved.insert(number, Saved { manifest: Ok(manifest), users: 0 });
+        self.saved.insert(number, Saved { manifest: Ok(manifest), users: 0, templates: 0 });
         let current = match (&self.current, from) {
             (Current::Newest, _) => true,
             (Current::Chosen(chosen), Some(from)) => from <= *chosen,
@@ -124,12 +126,20 @@ impl<M> History<M> {
         }
     }
 
+    /// The same for a template.
+    pub(super) fn count_templates(&mut self, number: u32, change: fn(usize) -> usize) {
+        if let Some(saved) = self.saved.get_mut(&number) {
+            saved.templates = change(saved.templates);
+        }
+    }
+
     /// Those that need not be kept: older than the newest `keep`, not the current one, and nothing stands on them.
     pub(super) fn superfluous(&self, keep: usize, disks_stand_on: &BTreeSet<u32>) -> Vec<u32> {
         let Ok(current) = self.current() else { return Vec::new() };
         let older = self.saved.iter().rev().skip(keep);
         let unused = older.filter(|(number, saved)| {
-            **number != current && saved.users == 0 && saved.manifest.is_ok() && !disks_stand_on.contains(number)
+            let idle = saved.users == 0 && saved.templates == 0 && !disks_stand_on.contains(number);
+            **number != current && idle && saved.manifest.is_ok()
         });
         unused.map(|(number, _)| *number).collect()
     }
@@ -224,5 +234,14 @@ mod tests {
         check(&[2, 3, 4, 5], unknown(), 1, &[], &[], &[]);
         check(&[-2, 3, 4, 5], Current::Newest, 1, &[], &[], &[4, 3]);
         check(&[2, 3], Current::Newest, 3, &[], &[], &[]);
+    }
+
+    #[test]
+    fn what_a_template_stands_on_is_kept() {
+        let mut history = history(&[2, 3], Current::Newest);
+        history.count_templates(2, |templates| templates + 1);
+        assert_eq!(history.superfluous(1, &BTreeSet::new()), Vec::<u32>::new());
+        history.count_templates(2, |templates| templates - 1);
+        assert_eq!(history.superfluous(1, &BTreeSet::new()), [2]);
     }
 }

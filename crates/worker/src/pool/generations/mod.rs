@@ -65,6 +65,8 @@ pub(super) struct Ground {
     pub host_key: Option<String>,
     /// The template that a clone's overlay lies over, instead of the base.
     template: Option<Arc<Template>>,
+    /// Whether it is a template that stands here, and no machine.
+    is_template: bool,
     generations: Generations,
 }
 
@@ -165,6 +167,7 @@ impl Generations {
             root_identity,
             host_key,
             template: None,
+            is_template: false,
             generations: self.clone(),
         })
     }
@@ -291,6 +294,18 @@ impl Ground {
         self
     }
 
+    /// That of a template, which is no machine.
+    pub(super) fn of_template(mut self) -> Self {
+        if !std::mem::replace(&mut self.is_template, true)
+            && let Ok(kept) = self.generations.kept(&self.image)
+        {
+            let mut history = kept.history();
+            history.count_templates(self.number, |templates| templates + 1);
+            history.count(self.number, |users| users.saturating_sub(1));
+        }
+        self
+    }
+
     /// The template that a clone stands on.
     pub(super) fn template(&self) -> Option<&Arc<Template>> {
         self.template.as_ref()
@@ -305,7 +320,13 @@ impl Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         if let Ok(kept) = self.generations.kept(&self.image) {
-            kept.history().count(self.number, |users| users.saturating_sub(1));
+            let mut history = kept.history();
+            let fewer = |count: usize| count.saturating_sub(1);
+            match self.is_template {
+                true => history.count_templates(self.number, fewer),
+                false => history.count(self.number, fewer),
+            }
+            drop(history);
             self.generations.tidy(&self.image);
         }
     }

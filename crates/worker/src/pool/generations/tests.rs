@@ -219,3 +219,24 @@ async fn what_is_damaged_is_said_and_never_replaced_by_another() {
     assert_eq!(generations.roll_back(&name("a"), Some(1)).expect("it is there"), 1);
     assert_eq!(generations.current(&name("a")).expect("it is the new one").number, 1);
 }
+
+#[tokio::test]
+async fn a_template_keeps_a_generation_and_is_no_machine() {
+    let site = Site::new(&["a"], 1).await;
+    let generations = site.open();
+    site.save(&generations, "a", "a").await;
+    let machines = || -> Vec<usize> {
+        let list = generations.list(&name("a")).expect("there is one");
+        list.iter().map(|generation| generation.machines).collect()
+    };
+    let template = generations.current(&name("a")).expect("there is one").of_template();
+    assert_eq!(machines(), [0, 0]);
+    let clone = generations.current(&name("a")).expect("there is one");
+    assert_eq!(machines(), [0, 1]);
+    drop(clone);
+    // Nothing but the template keeps the second one then.
+    site.save(&generations, "a", "a").await;
+    assert_eq!((numbers(&generations, "a"), site.files("a")), (vec![1, 2, -3], vec!["2".to_owned(), "3".to_owned()]));
+    drop(template);
+    site.becomes("a", &["3"]).await;
+}

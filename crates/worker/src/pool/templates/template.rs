@@ -156,7 +156,7 @@ impl Template {
             name,
             parent: parent.to_owned(),
             manifest,
-            _ground: ground,
+            _ground: ground.of_template(),
             retired: AtomicBool::new(false),
         };
         let overlay = template.directory().join(OVERLAY);
