@@ -14,7 +14,6 @@ use crate::config::Image;
 ///
 /// # Errors
 /// Something failed, or took too long: which, and what it said.
-#[allow(dead_code, reason = "for templates and clones, which come next")]
 pub(super) async fn prepare(session: Session, image_name: &Name, image: &Image) -> anyhow::Result<()> {
     let profile = &image.profile;
     if let Some(command) = profile.fill(&profile.prepare, &[]) {
