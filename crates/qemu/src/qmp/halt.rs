@@ -15,6 +15,14 @@ pub struct Halt {
     pub reason: Option<String>,
 }
 
+impl Halt {
+    /// Whether the host's disk is the cause, as it is when it is full. The others are the guest's, or of what executes its
+    /// code.
+    pub fn is_of_disk(&self) -> bool {
+        self.status == DISK
+    }
+}
+
 impl fmt::Display for Halt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.reason {
@@ -24,8 +32,11 @@ impl fmt::Display for Halt {
     }
 }
 
+/// The run state of a guest whose write to the host's disk failed.
+const DISK: &str = "io-error";
+
 /// Run states in which nobody has asked for the stop (QEMU 10.0, `RunState`).
-const HALTED: [&str; 3] = ["io-error", "internal-error", "guest-panicked"];
+const HALTED: [&str; 3] = [DISK, "internal-error", "guest-panicked"];
 
 impl Qmp {
     /// Waits until QEMU has stopped the guest of its own accord. Waits for ever if the connection closes, which has causes

@@ -194,12 +194,7 @@ impl Pool {
             Err(error) => {
                 let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
                 let why = anyhow::anyhow!(with_console(&error.to_string(), &console));
-                Err(match error {
-                    // The disk is full, or the kernel's KVM failed.
-                    qemu::BootError::Halted(_) => Fault::Host(why),
-                    qemu::BootError::Exited(exit) if is_hosts(&exit) => Fault::Host(why),
-                    _ => Fault::Template(why),
-                })
+                Err(if is_hosts_boot(&error) { Fault::Host(why) } else { Fault::Template(why) })
             }
         }
     }
@@ -246,6 +241,16 @@ fn restore_fault(error: qemu::RestoreError) -> Fault {
     }
 }
 
+/// Whether the host is to blame for a clone that did not answer.
+fn is_hosts_boot<E>(error: &qemu::BootError<E>) -> bool {
+    match error {
+        // What executes its code may stop it, too, because of what is in its memory.
+        qemu::BootError::Halted(halt) => halt.is_of_disk(),
+        qemu::BootError::Exited(exit) => is_hosts(exit),
+        _ => false,
+    }
+}
+
 /// Whether QEMU was ended by somebody else, such as the kernel for want of memory, or ended for want of something that the
 /// host has to give. What a template does to it ends it by other signals (SIGABRT, SIGBUS, SIGSEGV) and with other words.
 fn is_hosts(exit: &qemu::Exit) -> bool {
@@ -277,6 +282,17 @@ mod tests {
         check(process::ExitStatus::Signal(15), "", true);
         check(process::ExitStatus::Signal(7), "", false);
         check(process::ExitStatus::Signal(11), "", false);
+    }
+
+    #[test]
+    fn a_guest_that_was_stopped_is_the_template_s_fault_unless_the_disk_was_full() {
+        let check = |status: &str, expected: bool| {
+            let halt = qemu::qmp::Halt { status: status.to_owned(), reason: None };
+            assert_eq!(is_hosts_boot(&qemu::BootError::<String>::Halted(halt)), expected, "{status}");
+        };
+        check("io-error", true);
+        check("internal-error", false);
+        check("guest-panicked", false);
     }
 
     #[test]

@@ -251,7 +251,7 @@ impl Pool {
                 let why = with_console(&error.to_string(), &console);
                 return Err(match error {
                     // The disk is full, most often.
-                    BootError::Halted(_) => Failure::NoRoom(why),
+                    BootError::Halted(halt) if halt.is_of_disk() => Failure::NoRoom(why),
                     _ => Failure::Broken(anyhow!(why)),
                 });
             }
