@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from problem import Problem
+from problem import Failed, Problem
 from program import Program
 
 #: Seconds within which the master answers.
@@ -31,13 +31,13 @@ class Events:
                 pass
 
     def messages(self, seconds: float, programs: Iterable[Program], what: str) -> Iterator[tuple[list[str], Any]]:
-        """Give key and message of each event, for so many seconds. Raises Problem then, and if a program ends."""
+        """Give key and message of each event, for so many seconds. Raises Failed then, Problem if a program ends."""
         try:
             for data in self._data(seconds, programs):
                 event = json.loads(data)
                 yield event["key"], event["message"]
         except TimeoutError:
-            raise Problem(f"{what}: not within {seconds:.0f} s; the logs are in .cache/bench") from None
+            raise Failed(f"{what}: not within {seconds:.0f} s; the logs are in .cache/bench") from None
 
     def _data(self, seconds: float, programs: Iterable[Program]) -> Iterator[bytes]:
         deadline = time.monotonic() + seconds

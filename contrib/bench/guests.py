@@ -12,8 +12,8 @@ from plan import Paths
 BY_HAND = "2009"
 WAYS = (BY_HAND, "boot", "clone", "warm")
 
-#: What a clone takes its time for, by the names in the worker's log: QEMU until its guest runs, ssh's answer, and making
-#: it look new.
+#: What a clone takes its time for, by the names in the worker's log: QEMU until its guest runs, ssh's answer, and
+#: making it look new.
 CLONE_PARTS = ("qemu", "login", "refresh")
 
 #: How many machines' memory is measured, each number more than the one before, and of which ways.

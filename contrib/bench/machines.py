@@ -21,6 +21,9 @@ from program import TICKS, Program
 #: How often something is tried before the round goes on without it.
 TRIES = 3
 
+#: Seconds a build may take: eight machines that boot one after the other on a busy host.
+LONGEST = 600
+
 #: How many machines are started until there is a template of them.
 PATIENCE = 5
 
@@ -113,7 +116,7 @@ class Machines:
         for _ in range(TRIES):
             self._settle()
             try:
-                build = self._master.build(builder, worker)
+                build = self._master.build(builder, worker, LONGEST)
             except Failed as failed:
                 self._note(str(failed))
                 continue

@@ -115,20 +115,29 @@ class Master:
             if not missing:
                 return
 
-    def build(self, builder: str, worker: Program) -> Build:
-        """Have a builder build, and wait for its end. Raises Failed if that is no success."""
+    def build(self, builder: str, worker: Program, within: float = LONGEST) -> Build:
+        """Have a builder build, and wait for its success. Raises Failed if there is none, or not in time."""
         builderid = self._get(f"builders/{builder}")["builders"][0]["builderid"]
-        call = {"jsonrpc": "2.0", "id": 1, "method": "force", "params": {"builderid": builderid}}
-        _, requests = self._ask(f"forceschedulers/force-{builder}", json.dumps(call).encode())["result"]
+        _, requests = self._call(f"forceschedulers/force-{builder}", "force", builderid=builderid)
         request = requests[str(builderid)]
-        for key, message in self._events.messages(LONGEST, [self.program, worker], f"the build of {builder}"):
-            if key[0] == "buildrequests" and message["buildrequestid"] == request:
-                if message["results"] != SUCCESS:
-                    raise Failed(f"{builder} failed ({message['results']}): see the logs in .cache/bench")
-                break
+        try:
+            results = self._wait_for_request(request, builder, worker, within)
+        except Failed:
+            # It would be in the way of the next.
+            for build in self._get(f"builds?buildrequestid={request}&complete=false")["builds"]:
+                self._call(f"builds/{build['buildid']}", "stop", reason="it takes too long")
+            raise
+        if results != SUCCESS:
+            raise Failed(f"{builder} failed ({results}): see the logs in .cache/bench")
         buildid = self._get(f"builds?buildrequestid={request}")["builds"][0]["buildid"]
         properties = self._get(f"builds/{buildid}/properties")["properties"][0]
         return Build(buildid, {name: value for name, (value, _) in properties.items()})
+
+    def _wait_for_request(self, request: int, builder: str, worker: Program, within: float) -> int:
+        for key, message in self._events.messages(within, [self.program, worker], f"the build of {builder}"):
+            if key[0] == "buildrequests" and message["buildrequestid"] == request:
+                return int(message["results"])
+        raise Problem("the master's events ended")
 
     def settle(self) -> None:
         """Wait until the master has done what it does after a build, of which it tells nobody."""
@@ -155,6 +164,10 @@ class Master:
                 raise self.program.too_early()
             if time.monotonic() > deadline:
                 raise Problem(f"the master did not start within {START} s: see its log in .cache/bench")
+
+    def _call(self, path: str, method: str, **parameters: Any) -> Any:
+        call = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
+        return self._ask(path, json.dumps(call).encode())["result"]
 
     def _get(self, path: str) -> Any:
         return self._ask(path, None)

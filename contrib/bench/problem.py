@@ -8,4 +8,4 @@ class Problem(Exception):
 
 
 class Failed(Problem):
-    """A build that did not end well. The next one may."""
+    """Something did not end well, or not in time. The next one may."""
