@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -128,5 +129,6 @@ def counts(measured: Measurements, guests: Sequence[Guest], odd: Sequence[str]) 
     said = f"{least}" if least == most else f"{least} to {most}"
     text = f"{said} machines by each way and guest."
     if odd:
-        text += f" {len(odd)} times something was odd, was not counted and tried again: {'; '.join(odd)}."
+        kinds = "; ".join(f"{what} ({times} times)" for what, times in Counter(odd).items())
+        text += f" What was odd was not counted and tried again: {kinds}."
     return text
