@@ -62,6 +62,8 @@ class Worker:
             "POOL__SLOTS": SLOTS,
             "POOL__SSH_PORT_BASE": free_ports(2222, SLOTS + 1),
             "POOL__STATE_DIR": self._paths.disks,
+            # The load may be that of the compiler, just before.
+            "POOL__WARM_MAX_LOAD": 1000,
         }
         for image in ("debian-build", "debian-plain"):
             table = f"IMAGES__{image.upper()}__"
