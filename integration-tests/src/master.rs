@@ -309,13 +309,10 @@ impl Master {
         self.rest.call(&format!("workers/{worker}"), "pause", &json!({ "reason": "the test wants it" }))?;
         loop {
             let mark = self.transcript().mark();
-            if self.all_prepared()? {
+            if self.is_paused(worker)? && self.all_prepared()? {
                 return Ok(());
             }
-            self.transcript().pick_from(mark, "a build that is prepared", within, |line| {
-                let (key, _) = event(line)?;
-                (key[0] == "steps" || key[0] == "builds").then_some(())
-            })?;
+            self.transcript().pick_from(mark, "a build that is prepared", within, event)?;
         }
     }
 
@@ -324,10 +321,19 @@ impl Master {
         self.rest.call(&format!("workers/{worker}"), "unpause", &json!({ "reason": "the test wants it" })).map(drop)
     }
 
-    /// Whether no build is between its beginning and its first step, which is a step to the master, too.
+    fn is_paused(&self, worker: &str) -> Result<bool> {
+        let workers: Vec<Value> = self.rest.get(&format!("workers/{worker}"), "workers")?;
+        Ok(workers.first().is_some_and(|worker| worker["paused"] == true))
+    }
+
+    /// Whether each request that is being worked on has a build that is past its preparation, which the master counts as
+    /// a step. A request is claimed before there is a build.
     fn all_prepared(&self) -> Result<bool> {
-        let builds: Vec<Value> = self.rest.get("builds?complete=false", "builds")?;
-        for build in builds {
+        let requests: Vec<Value> = self.rest.get("buildrequests?claimed=true&complete=false", "buildrequests")?;
+        for request in requests {
+            let path = format!("builds?buildrequestid={}&complete=false", request["buildrequestid"]);
+            let builds: Vec<Value> = self.rest.get(&path, "builds")?;
+            let Some(build) = builds.first() else { return Ok(false) };
             let steps: Vec<Value> = self.rest.get(&format!("builds/{}/steps", build["buildid"]), "steps")?;
             if !steps.iter().any(|step| step["complete"] == true) {
                 return Ok(false);

@@ -136,8 +136,9 @@ fn builds_get_unused_machines_whatever_is_killed_around_them() -> Result<()> {
     })?;
     eprintln!("{:?}, {} tried again; {killed:?}", seen.how, seen.retried);
     ensure!(killed.machines > 0 && killed.workers > 0 && killed.template_makers > 0, "not all was killed: {killed:?}");
-    for how in ["boot", "clone", "warm"] {
-        ensure!(seen.how.contains_key(how), "no build had a machine by {how}: {:?}", seen.how);
+    ensure!(seen.how.contains_key("boot"), "no build had a machine that booted: {:?}", seen.how);
+    for (image, builder, how) in [("cloned", "clones", "clone"), ("warm", "warm", "warm")] {
+        comes_back(&rig, image, builder, how)?;
     }
 
     rig.host.becomes("no machine runs but those kept ready", |host| {
@@ -149,6 +150,23 @@ fn builds_get_unused_machines_whatever_is_killed_around_them() -> Result<()> {
     ensure!(status.code() == Some(0), "the worker ended with {status}");
     rig.host.nothing_left()?;
     tidy(&rig.host.state_dir())
+}
+
+/// Checks that a builder gets its machines in the way that its image has, now that nothing is killed any more.
+fn comes_back(rig: &Rig, image: &str, builder: &str, how: &str) -> Result<()> {
+    let made = rig.host.ask(&["image", "template", image])?;
+    ensure!(made.status.success(), "no template of {image} is made: {}", String::from_utf8_lossy(&made.stderr));
+    let mut hows = Vec::new();
+    // The first ones may be quicker than the machine that is to be ready for them.
+    while hows.len() < 5 {
+        let build = rig.master.run_within(builder, WITH_GUESTS)?;
+        build.succeeded()?;
+        if build.property("vm_how") == how {
+            return Ok(());
+        }
+        hows.push(build.property("vm_how").clone());
+    }
+    Err(anyhow!("the machines of {builder} are not made by {how} but by {hows:?}"))
 }
 
 fn number(variable: &str) -> Result<Option<u64>> {
