@@ -33,6 +33,9 @@ LOOK = 0.5
 QUIET = 0.1
 SETTLE = 120
 
+#: Seconds without a start after which the worker begins to make a warm machine, and a bit.
+REFILL = 1.5
+
 
 class Machines:
     """Measures the ways to get a machine of one guest."""
@@ -114,6 +117,8 @@ class Machines:
     def _build(self, builder: str, way: str, worker: Program) -> Build | None:
         """Have a builder build when all is quiet, and again if it went wrong. Gives nothing if it always does."""
         for _ in range(TRIES):
+            if way == "warm":
+                time.sleep(REFILL)
             self._settle()
             try:
                 build = self._master.build(builder, worker, LONGEST)
