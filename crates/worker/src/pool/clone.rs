@@ -142,9 +142,9 @@ impl Pool {
         let slot = lease.slot();
         let disk = slot.overlay();
         make_private_directory(slot.directory()).map_err(Fault::Host)?;
-        let (made, place) = (Arc::clone(template), disk.clone());
-        let made = tokio::task::spawn_blocking(move || anyhow::Ok((made.overlay(&place)?, made.state()?).1));
-        let state = made.await.map_err(anyhow::Error::from).flatten().map_err(files_fault)?;
+        // Some 200 KiB. A thread of its own could still be at it when this future is dropped and the slot is being cleaned.
+        template.overlay(&disk).map_err(files_fault)?;
+        let state = template.state().map_err(files_fault)?;
         let memory = qemu::Memory::Private { file: template.memory() };
         let machine = description(image, Shape::fresh(image), slot, &disk, hypervisor.accelerator, memory);
         let host_key = template.manifest.host_key.parse::<HostKey>();
