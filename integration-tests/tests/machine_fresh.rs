@@ -40,8 +40,8 @@ fn off_by(guest: &Guest, port: u16) -> Result<Duration> {
         .args(["-q", "-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no"])
         .args(["-o", "UserKnownHostsFile=/dev/null", "-i", guest.get("key").context("its key")?])
         .args(["-p", &port.to_string(), "buildbot@127.0.0.1"])
-        // No process to start: that takes longer than what is measured.
-        .arg("while read -r question; do echo $EPOCHREALTIME; done")
+        // No process to start for an answer: that takes longer than what is measured.
+        .arg("exec bash -c 'while read -r question; do echo $EPOCHREALTIME; done'")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()?;

@@ -276,7 +276,7 @@ impl Killer<'_> {
         let (makers, machines): (Vec<_>, Vec<_>) =
             self.host.machines()?.into_iter().partition(|machine| machine.command.contains(&maker));
         let done = self.done.load(Ordering::Relaxed);
-        // One of each in a short run, too.
+        // One of each in a short run, too, and early: of builds that run at the same time many may end at once.
         let due = |killed: usize, quarters: usize| killed == 0 && done * 4 >= self.builds * quarters;
         // One in so many builds, as each is work for them to do again.
         let may = |killed: usize, builds: usize| killed * builds <= done;
@@ -284,7 +284,7 @@ impl Killer<'_> {
         let chance = self.rng.u32(0..100);
         if let (Some(maker), true) = (makers.first(), may(makers_killed, 10) && (makers_killed == 0 || chance < 10)) {
             self.killed.template_makers += usize::from(self.kill(maker));
-        } else if may(workers, 20) && (due(workers, 2) || chance < 4) {
+        } else if may(workers, 20) && (due(workers, 1) || chance < 4) {
             // A 4.3.0 master never ends a build whose worker is lost while the build is prepared: it wants to put that worker
             // in quarantine, and there is none.
             self.master.pause(Master::WORKER, SOON)?;
@@ -292,7 +292,7 @@ impl Killer<'_> {
             self.killed.workers += 1;
             *self.worker = self.host.attach(self.master)?;
             self.master.unpause(Master::WORKER)?;
-        } else if may(some, 4) && (due(some, 1) || chance < 40) {
+        } else if may(some, 4) && (due(some, 0) || chance < 40) {
             // One that runs alone is killed no more often than one of many.
             if let Some(machine) = machines.get(self.rng.usize(..usize::from(SLOTS))) {
                 self.killed.machines += usize::from(self.kill(machine));
