@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::boot::Unanswered;
 use super::generations::Ground;
-use super::machine::{CONSOLE_TAIL, How, LAST_WORD, Login, Shape, description, with_console};
+use super::machine::{How, LAST_WORD, Login, Shape, description, with_console};
 use super::raised::Raised;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -192,8 +192,7 @@ impl Pool {
                 Ok((vm, login))
             }
             Err(error) => {
-                let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-                let why = anyhow::anyhow!(with_console(&error.to_string(), &console));
+                let why = anyhow::anyhow!(with_console(&error.to_string(), &vm));
                 Err(if is_hosts_boot(&error) { Fault::Host(why) } else { Fault::Template(why) })
             }
         }

@@ -317,9 +317,8 @@ impl Machine {
         let status = if self.stopping.load(Ordering::Relaxed) {
             Status::Stopped
         } else {
-            let console = self.vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
             let sentence = format!("vm '{}' ended by itself: {why}", self.facts.owner.vm);
-            Status::Died { reason: with_console(&sentence, &console) }
+            Status::Died { reason: with_console(&sentence, &self.vm) }
         };
         drop(self.membership.lock().unwrap_or_else(PoisonError::into_inner).take());
         drop(self.take_lease());
@@ -486,10 +485,14 @@ async fn power_off(session: Session, command: String) -> Result<(), String> {
 pub(super) const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// How much of the console is shown for a machine that failed, in bytes.
-pub(super) const CONSOLE_TAIL: usize = 4000;
+const CONSOLE_TAIL: usize = 4000;
 
-/// A sentence, and below it the console's last lines.
-pub(super) fn with_console(sentence: &str, console: &str) -> String {
+/// A sentence about a machine, and below it its console's last lines.
+pub(super) fn with_console(sentence: &str, vm: &qemu::Vm) -> String {
+    above(&vm.console_tail(CONSOLE_TAIL).unwrap_or_default(), sentence)
+}
+
+fn above(console: &str, sentence: &str) -> String {
     match console.trim() {
         "" => format!("{sentence}; its console is empty"),
         console => format!("{sentence}{LAST_LINES}\n{console}"),
@@ -602,9 +605,9 @@ mod tests {
     #[test]
     fn a_sentence_is_told_from_what_the_guest_printed() {
         let check = |text: &str, expected: &str| assert_eq!(sentence(text), expected, "{text}");
-        check(&with_console("it died", "Linux\npanic\n"), "it died");
-        check(&with_console("it died", " \n"), "it died; its console is empty");
-        check(&format!("start vm: {}", with_console("it died", "panic")), "start vm: it died");
+        check(&above("Linux\npanic\n", "it died"), "it died");
+        check(&above(" \n", "it died"), "it died; its console is empty");
+        check(&format!("start vm: {}", above("panic", "it died")), "start vm: it died");
         check("it died", "it died");
         check("", "");
     }

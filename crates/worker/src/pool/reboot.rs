@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::info;
 
-use super::machine::{CONSOLE_TAIL, Machine, with_console};
+use super::machine::{Machine, with_console};
 use super::{Owner, Pool, Progress, VmError, guest_command};
 
 /// A machine whose guest has restarted and answers.
@@ -42,8 +42,8 @@ impl Pool {
         let rebooted = tokio::time::timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()));
         if let Err(error) = rebooted {
             return Err(machine.fate().explanation().await.unwrap_or_else(|| {
-                let console = machine.vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-                VmError::RebootFailed { vm: owner.vm.clone(), why: with_console(&format!("{error:#}"), &console) }
+                let why = with_console(&format!("{error:#}"), &machine.vm);
+                VmError::RebootFailed { vm: owner.vm.clone(), why }
             }));
         }
         let took = asked.elapsed();

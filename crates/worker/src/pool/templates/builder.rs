@@ -21,7 +21,7 @@ use crate::config::Image;
 use crate::pool::boot::Unanswered;
 use crate::pool::budget::{Need, Promise};
 use crate::pool::generations::Ground;
-use crate::pool::machine::{CONSOLE_TAIL, LAST_WORD, Shape, description, with_console};
+use crate::pool::machine::{LAST_WORD, Shape, description, with_console};
 use crate::pool::published::Unfinished;
 use crate::pool::slot::Slot;
 use crate::pool::state_dir::make_private_directory;
@@ -247,8 +247,7 @@ impl Pool {
         let host_key = match vm.boot(Box::pin(readied), within).await {
             Ok(host_key) => host_key,
             Err(error) => {
-                let console = vm.console_tail(CONSOLE_TAIL).unwrap_or_default();
-                let why = with_console(&error.to_string(), &console);
+                let why = with_console(&error.to_string(), &vm);
                 return Err(match error {
                     // The disk is full, most often.
                     BootError::Halted(halt) if halt.is_of_disk() => Failure::NoRoom(why),
