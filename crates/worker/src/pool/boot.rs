@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use protocol::command::Name;
-use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Session};
+use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Readiness, Session};
 
 use super::generations::{Generations, Ground};
 use super::machine::{How, LAST_WORD, Shape, description, with_console};
@@ -71,7 +71,7 @@ impl Pool {
         let host_keys = &self.0.host_keys;
         let host_key = host_keys.policy(name, image, of_generation)?;
         let learning = matches!(host_key, HostKeyPolicy::Learn);
-        let session = greeting::reach(image, slot.ssh_port(), host_key, processor, timeout).await;
+        let session = greeting::reach(image, slot.ssh_port(), host_key, processor, &Readiness::within(timeout)).await;
         let session = session.map_err(|error| match (error.downcast_ref(), &image.host_key) {
             (Some(NotReady::Refused(ConnectError::HostKeyMismatch { .. })), None) if of_generation.is_none() => {
                 anyhow!("{error}; remove {} to learn the key anew", host_keys.file(name).display())

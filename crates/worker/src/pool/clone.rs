@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protocol::command::Mode;
-use ssh::{HostKey, HostKeyPolicy};
+use ssh::{HostKey, HostKeyPolicy, Readiness};
 use tokio::time::Instant;
 use tracing::info;
 
@@ -167,7 +167,9 @@ impl Pool {
         let answer = async {
             let port = slot.ssh_port();
             let policy = HostKeyPolicy::Pinned(host_key);
-            let session = greeting::reach_clone(image, port, policy, hypervisor.processor(), within).await?;
+            // It was ready already: whether commands run in it shows in the first one.
+            let ready = Readiness::session_within(within);
+            let session = greeting::reach(image, port, policy, hypervisor.processor(), &ready).await?;
             let reached = starting.elapsed();
             let login = refresh::refresh(session, template.image(), image).await?;
             Ok::<_, Unanswered>((login, reached))

@@ -16,34 +16,13 @@ use crate::config::{Image, Profile};
 /// How far a guest's clock may be off, beyond what asking takes.
 const TOLERANCE: Duration = Duration::from_secs(1);
 
-/// Waits until a guest on a port of this host lets us in, as long as that.
+/// Waits until a guest on a port of this host lets us in: as long, and until it is as ready, as is said.
 pub(super) async fn reach(
     image: &Image,
     port: u16,
     host_key: HostKeyPolicy,
     processor: Processor,
-    within: Duration,
-) -> anyhow::Result<Session> {
-    reach_until(&Readiness::within(within), image, port, host_key, processor).await
-}
-
-/// The same for a clone, which was ready already: whether commands run in it shows in the first one.
-pub(super) async fn reach_clone(
-    image: &Image,
-    port: u16,
-    host_key: HostKeyPolicy,
-    processor: Processor,
-    within: Duration,
-) -> anyhow::Result<Session> {
-    reach_until(&Readiness::session_within(within), image, port, host_key, processor).await
-}
-
-async fn reach_until(
     readiness: &Readiness,
-    image: &Image,
-    port: u16,
-    host_key: HostKeyPolicy,
-    processor: Processor,
 ) -> anyhow::Result<Session> {
     let target = Target {
         address: (Ipv4Addr::LOCALHOST, port).into(),

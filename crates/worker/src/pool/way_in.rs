@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use qemu::BootError;
-use ssh::HostKeyPolicy;
+use ssh::{HostKeyPolicy, Readiness};
 use tracing::warn;
 
 use super::machine::{LAST_WORD, Login, Machine};
@@ -50,7 +50,8 @@ impl Machine {
             let earlier = self.login();
             let host_key = HostKeyPolicy::Pinned(earlier.session.host_key().clone());
             let processor = earlier.session.processor();
-            let session = greeting::reach(&self.image, self.facts.ssh_port, host_key, processor, within).await?;
+            let ready = Readiness::within(within);
+            let session = greeting::reach(&self.image, self.facts.ssh_port, host_key, processor, &ready).await?;
             let login = greeting::log_in(session, &self.image, self.membership().as_deref()).await?;
             anyhow::Ok(Arc::new(login))
         };
