@@ -1,5 +1,7 @@
 //! The main loop: what the master asks, what commands end, and when to stop.
 
+mod asked;
+
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
@@ -7,25 +9,24 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use protocol::command::{Name, Placement};
+use protocol::command::Placement;
 use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tracing::{Instrument, debug, info, info_span, warn};
 
+pub(crate) use self::asked::answer_within;
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
-use crate::control::{
-    self, Answer, GenerationLine, Origin, Question, Response, TemplateLine, TemplateState, TemplatesOf,
-};
+use crate::control::{self, Question, Response};
 use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
-use crate::pool::{Generation, Listed, Machine, Made, Manifest, Outlook, Owner, Pool, Scope, State, VmError};
+use crate::pool::{Machine, Owner, Pool, Scope, VmError};
 
 /// How many events of the line may wait for the main loop.
 const LINE_EVENTS: usize = 16;
@@ -35,9 +36,6 @@ const COMMANDS_END: Duration = Duration::from_secs(10);
 
 /// What is added to `pool.shutdown_timeout` for stopping all machines: the rungs after the polite ones.
 const MACHINES_END: Duration = Duration::from_secs(20);
-
-/// How long a person waits for a template.
-const TEMPLATE_MADE: Duration = Duration::from_secs(3600);
 
 /// Why a draining worker stops without having been told by the master.
 const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no build runs";
@@ -293,7 +291,7 @@ impl Daemon {
     fn answer(&self, Question { request, answer }: Question) {
         let pool = self.pool.clone();
         tokio::spawn(async move {
-            let done = carry_out(&pool, request).await;
+            let done = asked::carry_out(&pool, request).await;
             // Who asked may have gone.
             let _ = answer.send(match done {
                 Ok(done) => Response::Done(done),
@@ -418,77 +416,6 @@ impl Daemon {
             why = self.signals.next() => warn!("stopped at once: {why} again"),
         }
         Ok(())
-    }
-}
-
-/// Does what a person asks.
-async fn carry_out(pool: &Pool, request: control::Request) -> anyhow::Result<Answer> {
-    match request {
-        control::Request::Release { slot } => {
-            let stopped = pool.release_slot(slot).await?;
-            Ok(Answer::Released { slot, how: stopped.how })
-        }
-        control::Request::Generations { image } => {
-            let images = pool.generations(image.as_ref().map(|image| &image.0))?;
-            let lines = images.into_iter().flat_map(|(image, generations)| {
-                generations.into_iter().map(move |generation| generation_line(&image, generation))
-            });
-            Ok(Answer::Generations(lines.collect()))
-        }
-        control::Request::Rollback { image, generation } => {
-            // Files are written.
-            let (pool, name) = (pool.clone(), image.0.clone());
-            let number = tokio::task::spawn_blocking(move || pool.roll_back(&name, generation)).await??;
-            Ok(Answer::RolledBack { image: image.into(), generation: number })
-        }
-        control::Request::Template { image } => {
-            let Made { template, already } = pool.make_template(&image.0).await?;
-            Ok(Answer::Template { image: image.into(), already, template: template_line(template) })
-        }
-        control::Request::Templates { image } => {
-            let images = pool.templates(image.as_ref().map(|image| &image.0))?;
-            Ok(Answer::Templates(images.into_iter().map(templates_of).collect()))
-        }
-    }
-}
-
-fn generation_line(image: &Name, generation: Generation) -> GenerationLine {
-    let Generation { number, current, machines, manifest } = generation;
-    let origin = match manifest {
-        None => Origin::Configured,
-        Some(Err(why)) => Origin::Damaged { why },
-        Some(Ok(Manifest { saved, builder, build, from_image, from, size, .. })) => {
-            Origin::Saved { at: saved, builder, build, from_image, from, bytes: size }
-        }
-    };
-    GenerationLine { image: image.to_string(), generation: number, current, machines, origin }
-}
-
-fn templates_of(outlook: Outlook) -> TemplatesOf {
-    let state = match outlook.state {
-        State::Off => TemplateState::Off,
-        State::Ready(template) => TemplateState::Ready(template_line(template)),
-        State::Waiting => TemplateState::Waiting,
-        State::Building(time) => TemplateState::Building { seconds: time.as_secs_f64() },
-        State::Later(time, why) => TemplateState::Failed { why, seconds: time.as_secs_f64() },
-        State::LeftAlone(why) => TemplateState::LeftAlone { why },
-        State::Unknown(why) => TemplateState::Unknown { why },
-    };
-    let retired = outlook.retired.into_iter().map(template_line).collect();
-    TemplatesOf { image: outlook.image.to_string(), state, retired }
-}
-
-fn template_line(listed: Listed) -> TemplateLine {
-    let Listed { key, generation, made, took, bytes, clones } = listed;
-    TemplateLine { key, generation, made, seconds: took, bytes, clones }
-}
-
-/// How long a person who asks for something waits for its end: all of it is done by then that is done at all.
-pub(crate) fn answer_within(config: &Config, request: &control::Request) -> Duration {
-    match request {
-        // Others may be made before it, with whatever their images do to warm up.
-        control::Request::Template { .. } => TEMPLATE_MADE,
-        _ => config.pool.shutdown_timeout + MACHINES_END,
     }
 }
 
