@@ -97,7 +97,27 @@ fn it_gives_its_memory_to_a_build_that_needs_it() -> Result<()> {
     })?;
     let mark = ready_since(&rig, 0)?;
     rig.run()?.succeeded()?;
-    rig.worker.transcript().find_from(mark, "a build needs its memory", SOON)?;
+    rig.worker.transcript().find_from(mark, "a build or a template needs its memory", SOON)?;
+    ready_since(&rig, mark)?;
+    rig.finish()
+}
+
+#[test]
+fn it_gives_its_memory_to_a_template_that_is_made() -> Result<()> {
+    let rig = Rig::with(UNUSED, |host| {
+        host.set("pool.memory_budget_mib", 2 * MACHINE - 1);
+        one_warm(host, 2)?;
+        host.image("second", Guest::plain()?.with("template", true));
+        Ok(())
+    })?;
+    // It would be made before any machine is, but for a mishap.
+    let transcript = rig.worker.transcript();
+    transcript.find("image=second", WITH_GUESTS)?;
+    rig.host.machines_become(1)?;
+    rig.host.kill(&rig.host.machine()?)?;
+    let mark = ready_since(&rig, 0)?;
+    transcript.find_from(mark, "warm machine ended: a build or a template needs its memory", WITH_GUESTS)?;
+    transcript.find_from(mark, "template made", WITH_GUESTS)?;
     ready_since(&rig, mark)?;
     rig.finish()
 }

@@ -83,8 +83,8 @@ enum Want {
     AtOnce { need: Need, answer: oneshot::Sender<Option<Lease>> },
     /// Nothing, but gives one back soon.
     Leaving { slot: Slot, memory_mib: u64 },
-    /// Nothing, but asks what others lack.
-    Lack { answer: oneshot::Sender<Lack> },
+    /// Nothing, but asks what others lack: those who wait, or else one who needs no slot.
+    Lack { slotless: Option<Need>, answer: oneshot::Sender<Lack> },
 }
 
 /// The use of a slot, until it is dropped.
@@ -203,10 +203,11 @@ impl Slots {
         let _ = self.wanted.send(leaving).await;
     }
 
-    /// What the first of those who wait lacks, after all that was noted before.
-    pub(crate) async fn lack(&self) -> Lack {
+    /// What the first of those who wait lacks, after all that was noted before. If nobody waits, what one lacks who has a
+    /// slot of its own.
+    pub(crate) async fn lack(&self, slotless: Option<Need>) -> Lack {
         let (answer, lack) = oneshot::channel();
-        let _ = self.wanted.send(Want::Lack { answer }).await;
+        let _ = self.wanted.send(Want::Lack { slotless, answer }).await;
         lack.await.unwrap_or_default()
     }
 
@@ -285,12 +286,12 @@ impl Keeper {
                         let _ = answer.send(lease);
                     }
                     Some(Want::Leaving { slot, memory_mib }) => self.note_leaving(&slot, memory_mib),
-                    Some(Want::Lack { answer }) => {
+                    Some(Want::Lack { slotless, answer }) => {
                         // What was given back before this was asked is not lacking.
                         while let Ok(used) = self.returned.1.try_recv() {
                             self.take_back(used);
                         }
-                        let _ = answer.send(self.lack());
+                        let _ = answer.send(self.lack(slotless));
                     }
                     None => wanted = false,
                 },
@@ -403,13 +404,14 @@ impl Keeper {
             free: self.count(|state| *state == State::Free),
             quarantined: self.quarantined(),
             waiting: self.waiting.len(),
-            lack: self.lack(),
+            lack: self.lack(None),
         };
         self.census.send_if_modified(|old| std::mem::replace(old, census.clone()) != census);
     }
 
-    fn lack(&self) -> Lack {
-        let Some(first) = self.waiting.front() else { return Lack::default() };
+    fn lack(&self, slotless: Option<Need>) -> Lack {
+        let first = self.waiting.front().map(|first| first.need);
+        let Some(need) = first.or(slotless) else { return Lack::default() };
         let coming = self.slots.iter().filter_map(|(_, state)| match state {
             State::Free => Some(0),
             State::Leaving { memory_mib } | State::Reclaiming { memory_mib } => Some(*memory_mib),
@@ -419,8 +421,8 @@ impl Keeper {
             coming.fold((0, 0), |(slots, sum): (usize, u64), memory_mib| (slots + 1, sum + memory_mib));
         let left = self.budget.memory_left_mib().unwrap_or(u64::MAX);
         Lack {
-            slot: slots == 0,
-            memory_mib: first.need.memory_mib().saturating_sub(left.saturating_add(memory_mib)),
+            slot: first.is_some() && slots == 0,
+            memory_mib: need.memory_mib().saturating_sub(left.saturating_add(memory_mib)),
             disk: self.waits_for_disk(),
         }
     }

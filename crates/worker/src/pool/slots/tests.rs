@@ -219,11 +219,11 @@ async fn what_is_coming_back_is_not_lacking() {
     let lease = slots.lease(need(1)).await;
     let mut turn = slots.queue(need(1)).await;
     told(&mut turn).await;
-    assert_eq!(slots.lack().await, Lack { slot: true, memory_mib: MACHINE, disk: false });
+    assert_eq!(slots.lack(None).await, Lack { slot: true, memory_mib: MACHINE, disk: false });
     slots.leaving(&lease).await;
-    assert_eq!(slots.lack().await, Lack::default());
+    assert_eq!(slots.lack(None).await, Lack::default());
     drop(lease);
-    assert_eq!(slots.lack().await, Lack::default());
+    assert_eq!(slots.lack(None).await, Lack::default());
     assert_eq!(told(&mut turn).await, "slot 0");
 }
 
@@ -236,6 +236,21 @@ async fn what_was_said_of_a_slot_that_came_back_is_forgotten() {
     slots.settled().await;
     // The words of one who gave it back may be heard after the slot was.
     let _ = slots.wanted.send(Want::Leaving { slot, memory_mib: MACHINE }).await;
-    assert_eq!(slots.lack().await, Lack::default());
+    assert_eq!(slots.lack(None).await, Lack::default());
     assert_eq!(slots.census(), census(1, 1));
+}
+
+#[tokio::test]
+async fn one_with_a_slot_of_its_own_lacks_memory_alone_and_comes_after_those_who_wait() {
+    let Scene { directory: _directory, slots, .. } = scene(1, 2);
+    let lease = slots.lease(need(1)).await;
+    let memory = |memory_mib| Lack { memory_mib, ..Lack::default() };
+    assert_eq!(slots.lack(Some(need(1))).await, Lack::default());
+    assert_eq!(slots.lack(Some(need(2))).await, memory(MACHINE));
+    let mut turn = slots.queue(need(1)).await;
+    assert_eq!(told(&mut turn).await, "all 1 slots");
+    assert_eq!(slots.lack(Some(need(2))).await, Lack { slot: true, ..Lack::default() });
+    drop(turn);
+    slots.leaving(&lease).await;
+    assert_eq!(slots.lack(Some(need(2))).await, Lack::default());
 }

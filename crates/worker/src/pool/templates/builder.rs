@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, anyhow};
 use protocol::command::Name;
 use qemu::{BootError, DiskError};
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, info, info_span, warn};
 
 use super::inputs::Inputs;
@@ -29,6 +29,9 @@ use crate::pool::{Hypervisor, Pool, greeting, prepare, sentence, slots};
 
 /// How long a guest that has booted may take to be readied for being frozen, beside its `warm_up`.
 const PREPARING: Duration = Duration::from_secs(300);
+
+/// How long warm machines may take to give up their memory. They end within some 20 ms.
+const GIVING_WAY: Duration = Duration::from_secs(5);
 
 /// How long freezing may take. It is some 30 ms, unless QEMU is busy with a slow disk.
 const FREEZING: Duration = Duration::from_secs(60);
@@ -165,7 +168,7 @@ impl Pool {
         slots::port_is_free(slot.ssh_port())?;
         make_private_directory(&parent)?;
         let unfinished = Unfinished::begin(&parent)?;
-        let promise = self.room(image, &unfinished.path().join(MEMORY))?;
+        let promise = self.room(image, &unfinished.path().join(MEMORY)).await?;
         info!(generation = ground.number, "making a template");
         let within = image.boot_timeout * 2 + PREPARING + FREEZING;
         let freezing = Box::pin(self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path()));
@@ -205,15 +208,32 @@ impl Pool {
         Ok(Template::open(name, &parent, directory, manifest, ground, &hypervisor.qemu).await?)
     }
 
-    /// Takes what making a template takes of the host; nothing waits for it, so that builds go first.
-    fn room(&self, image: &Image, memory: &Path) -> Result<Promise, Failure> {
+    /// Takes what making a template takes of the host. It does not wait for what builds have, so that they go first, but
+    /// warm machines give up their memory for it: there are to be some of its image, too.
+    async fn room(&self, image: &Image, memory: &Path) -> Result<Promise, Failure> {
         // All of the memory may come to be in the file.
         let need = Need::new(image.memory_mib, Some(image.memory_mib.saturating_add(MARGIN_MIB)));
         if let Some(excess) = self.0.budget.never(need) {
             return Err(Failure::NoRoom(excess.to_string()));
         }
-        let promised = self.0.budget.promise(need, memory);
-        promised.map_err(|shortage| Failure::NoRoom(format!("it waits for {shortage}")))
+        let promise = || self.0.budget.promise(need, memory);
+        let mut shortage = match promise() {
+            Ok(promise) => return Ok(promise),
+            Err(shortage) => shortage,
+        };
+        let left = self.0.budget.memory_left_mib().unwrap_or(0).saturating_add(self.0.warm.yielding().1);
+        if !shortage.is_of_disk() && need.memory_mib() <= left {
+            let mut returned = self.0.budget.returned();
+            let _giving_way = self.0.warm.give_way(need);
+            let until = Instant::now() + GIVING_WAY;
+            while !self.0.templates.stop.is_cancelled() && timeout_at(until, returned.changed()).await.is_ok() {
+                match promise() {
+                    Ok(promise) => return Ok(promise),
+                    Err(still) => shortage = still,
+                }
+            }
+        }
+        Err(Failure::NoRoom(format!("it waits for {shortage}")))
     }
 
     /// Boots a machine whose files are in a directory, readies it and freezes it. Returns its guest's ssh key.

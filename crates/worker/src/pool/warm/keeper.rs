@@ -63,6 +63,7 @@ pub(super) async fn keep(pool: Pool) {
     let mut census = pool.0.slots.changes();
     let mut templates = pool.0.templates.changes();
     let mut promises = pool.0.budget.returned();
+    let mut template = warm.template.subscribe();
     loop {
         // What changes from here on is seen below, or the next time.
         let quiet = starts.borrow_and_update().quiet();
@@ -81,9 +82,10 @@ pub(super) async fn keep(pool: Pool) {
                 && !without_room.contains(image)
                 && failures.get(image).is_none_or(Failures::are_over),
         };
+        let slotless = *template.borrow_and_update();
         let view = View {
             wishes: warm.wanted.iter().map(wish).collect(),
-            lack: pool.0.slots.lack().await,
+            lack: pool.0.slots.lack(slotless).await,
             spares: warm.seen(&pool),
             quiet,
             busy: load::load().is_some_and(|load| load > pool.0.config.warm_max_load),
@@ -108,6 +110,7 @@ pub(super) async fn keep(pool: Pool) {
             () = warm.stop.cancelled() => break,
             // Builds first: what was begun is dropped, and gives back what it had.
             () = changed(&mut starts, |count| !is_making || count.is_any_unserved()) => {}
+            () = changed(&mut template, |need| !is_making || need.is_some()) => {}
             (image, made) = making => {
                 let failures = failures.entry(image.clone()).or_default();
                 match made {

@@ -19,9 +19,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::command::Name;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::budget::Need;
 use super::machine::How;
 use super::raised::Raised;
 use super::templates::Offer;
@@ -39,6 +41,8 @@ pub(super) struct Warm {
     wanted: BTreeMap<Name, usize>,
     stock: Mutex<Stock>,
     starts: Starts,
+    /// What a template that is to be made needs, and waits for.
+    template: watch::Sender<Option<Need>>,
     /// Ends the keeper, and with it all of the stock.
     stop: CancellationToken,
 }
@@ -61,6 +65,16 @@ impl Drop for Making<'_> {
     }
 }
 
+/// Machines give up their memory for a template, until this is dropped.
+#[derive(Debug)]
+pub(super) struct GivingWay<'a>(&'a Warm);
+
+impl Drop for GivingWay<'_> {
+    fn drop(&mut self) {
+        self.0.template.send_replace(None);
+    }
+}
+
 impl Warm {
     /// An empty stock, for images that want some.
     pub(super) fn new(images: &BTreeMap<Name, Arc<Image>>) -> Self {
@@ -69,6 +83,7 @@ impl Warm {
             wanted: images.iter().filter(|(_, image)| image.warm > 0).map(wanted).collect(),
             stock: Mutex::default(),
             starts: Starts::default(),
+            template: watch::Sender::new(None),
             stop: CancellationToken::new(),
         }
     }
@@ -88,6 +103,12 @@ impl Warm {
         let stock = self.stock();
         let memory_mib = stock.spares.iter().map(Spare::memory_mib).chain(stock.making_mib);
         memory_mib.fold((0, 0), |(count, sum), memory_mib| (count + 1, sum + memory_mib))
+    }
+
+    /// Has machines give up their memory for a template that needs it, until this is dropped.
+    pub(super) fn give_way(&self, need: Need) -> GivingWay<'_> {
+        self.template.send_replace(Some(need));
+        GivingWay(self)
     }
 
     /// Notes that one is being made, to which so much of the memory was promised.

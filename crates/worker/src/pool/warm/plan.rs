@@ -19,7 +19,7 @@ pub(super) struct View {
     pub wishes: Vec<Wish>,
     /// The oldest first.
     pub spares: Vec<Seen>,
-    /// What a build lacks that waits to start a machine.
+    /// What a build lacks that waits to start a machine, or else a template that waits to be made.
     pub lack: Lack,
     /// For how long no build has been starting a machine; none while one is.
     pub quiet: Option<Duration>,
@@ -67,6 +67,7 @@ pub(super) enum Why {
     Old,
     /// For a build that needs another one.
     Slot,
+    /// For such a build, or for a template.
     Memory,
     Disk,
     /// No build is going to come.
@@ -148,7 +149,7 @@ impl fmt::Display for Why {
             Why::Flaw(flaw) => flaw.fmt(f),
             Why::Old => f.write_str("it is older than pool.warm_max_age"),
             Why::Slot => f.write_str("a build needs its slot"),
-            Why::Memory => f.write_str("a build needs its memory"),
+            Why::Memory => f.write_str("a build or a template needs its memory"),
             Why::Disk => f.write_str("the disk has no space for builds"),
             Why::Closing => f.write_str("no more builds are taken"),
         }
