@@ -31,7 +31,9 @@ class _Command(BuildStep):
             reason = f"{self.vm_command} ended with {command.rc}"
             raise VMError(reason, one_sentence(latest(command, "vm_error"), reason))
         self._done, result = self.done(command)
-        await log.addHeader(f"{self._done}\n")
+        # The worker's own words are in the log.
+        if self.news:
+            await log.addHeader(f"{self._done}\n")
         return int(result)
 
 
@@ -46,6 +48,8 @@ class VMCommand(VMMixin, _Command):
 
     haltOnFailure = True
     flunkOnFailure = True
+    #: Whether what was done is news to who reads the log.
+    news = False
     _done: str | None = None
 
     def arguments(self) -> dict[str, Any]:

@@ -110,6 +110,7 @@ class StopVM(VMCommand):
         if vm.get("slot") is None:
             return f"no {self.called()} to stop", SKIPPED
         if vm.get("how") == "kept":
+            self.news = True
             return self._kept(vm), SUCCESS
         if self._saving:
             self.setProperty(property_name(self.vm, "saved_generation"), vm.get("generation"), "StopVM")

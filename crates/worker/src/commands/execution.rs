@@ -201,7 +201,7 @@ impl<'a> Execution<'a> {
         };
         match reason {
             Some(reason) => self.reporter.update(Update::FailureReason(reason.to_owned())).await,
-            None => self.reporter.flush().await,
+            None => self.reporter.hasten().await,
         }
         self.reporter.header(format!("\n{message}, attempting to kill\n")).await;
         self.mention(unknown).await;

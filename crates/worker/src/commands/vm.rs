@@ -474,10 +474,10 @@ pub(crate) async fn beside<T>(work: impl Future<Output = T>, machine: &Machine, 
     result
 }
 
-/// Tells the person who watches the step, now rather than when output has gathered.
+/// Tells the person who watches the step, soon rather than when much output has gathered.
 async fn say(reporter: &Reporter, line: String) {
     reporter.header(line + "\n").await;
-    reporter.flush().await;
+    reporter.hasten().await;
 }
 
 /// A host path of a copy. It has to be in the worker's directory, links followed: what else is on the host is not the

@@ -45,6 +45,12 @@ impl Buffer {
         self.deadline
     }
 
+    /// Has what has gathered sent within a time, if there is any.
+    pub(crate) fn hasten(&mut self, within: Duration) {
+        let soon = Instant::now() + within;
+        self.deadline = self.deadline.map(|deadline| deadline.min(soon));
+    }
+
     /// Takes an update, and adds to `ready` the messages that are to be sent now.
     pub(crate) fn push(&mut self, update: Update, ready: &mut Vec<Batch>) {
         match update {

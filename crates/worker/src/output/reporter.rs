@@ -4,7 +4,7 @@ use bytes::Bytes;
 use protocol::{Call, CommandId, Settings, Stream, Update};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep_until};
 
 use super::buffer::{Batch, Buffer, order};
 use super::decoder::Decoder;
@@ -13,6 +13,10 @@ use crate::master::{LineLost, MasterLink};
 
 /// How many pieces of output may wait; beyond that whoever reports waits, and with it the program that writes.
 const QUEUE: usize = 4;
+
+/// How long what somebody watches for may gather. What follows at once goes with it: a message costs a 4.3.0 master some
+/// 12 ms, four questions to its database.
+const SOON: Duration = Duration::from_millis(150);
 
 /// Tells the master what a command does, and in the end exactly once that it is complete.
 ///
@@ -41,7 +45,7 @@ pub(crate) struct LogWriter {
 enum Item {
     Output { stream: Stream, bytes: Bytes, arrived: f64 },
     Update(Update),
-    Flush,
+    Hasten,
 }
 
 #[derive(Debug)]
@@ -85,9 +89,9 @@ impl Reporter {
         self.room().await.send(Item::Update(update));
     }
 
-    /// Sends what has gathered; lines that are not ended stay.
-    pub(crate) async fn flush(&self) {
-        self.room().await.send(Item::Flush);
+    /// Has what has gathered sent soon, as somebody waits to see it; lines that are not ended stay.
+    pub(crate) async fn hasten(&self) {
+        self.room().await.send(Item::Hasten);
     }
 
     /// Waits until more can be said. Cancel safe.
@@ -198,7 +202,7 @@ impl Report {
         match item {
             Item::Output { stream, bytes, arrived } => self.output(stream, &bytes, arrived),
             Item::Update(update) => self.buffer.push(update, &mut self.ready),
-            Item::Flush => self.ready.extend(self.buffer.take()),
+            Item::Hasten => self.buffer.hasten(SOON),
         }
     }
 
@@ -248,7 +252,7 @@ async fn until(deadline: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use protocol::Lines;
-    use tokio::time::{Duration, advance, timeout};
+    use tokio::time::{advance, timeout};
 
     use super::*;
     use crate::master::Outgoing;
@@ -334,10 +338,19 @@ mod tests {
         stdout(&reporter, "one\n").await;
         assert_eq!(next(&mut calls).await, Some(Said::Update(vec![text(Stream::Stdout, "one\n", &[3])])));
         assert_eq!(started.elapsed(), Duration::from_secs(5));
-        stdout(&reporter, "two\n").await;
-        reporter.flush().await;
-        assert_eq!(next(&mut calls).await, Some(Said::Update(vec![text(Stream::Stdout, "two\n", &[3])])));
-        assert_eq!(started.elapsed(), Duration::from_secs(5));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_somebody_waits_for_is_sent_soon_with_what_follows_at_once() {
+        let (reporter, mut calls) = reporter();
+        let started = Instant::now();
+        reporter.hasten().await;
+        for line in ["one\n", "two\n"] {
+            stdout(&reporter, line).await;
+            reporter.hasten().await;
+        }
+        assert_eq!(next(&mut calls).await, Some(Said::Update(vec![text(Stream::Stdout, "one\ntwo\n", &[3, 7])])));
+        assert_eq!(started.elapsed(), SOON);
     }
 
     #[tokio::test]
