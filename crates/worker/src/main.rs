@@ -5,6 +5,7 @@ mod cli;
 mod commands;
 mod config;
 mod control;
+mod core_tasks;
 mod daemon;
 mod host_access;
 mod import;

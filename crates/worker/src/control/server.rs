@@ -16,6 +16,7 @@ use tokio::time::timeout;
 use tracing::{debug, warn};
 
 use super::{MAX_LINE, Request, Response, socket};
+use crate::core_tasks::{CoreTasks, End};
 
 /// How long a client may take to ask, and to take its answer.
 const TALK: Duration = Duration::from_secs(5);
@@ -47,11 +48,14 @@ impl Server {
     pub(crate) fn listen(
         state_dir: &Path,
         patience: impl Fn(&Request) -> Duration + Send + Sync + 'static,
+        tasks: &CoreTasks,
     ) -> anyhow::Result<Self> {
         let path = socket(state_dir);
         let listener = bind(&path).with_context(|| format!("listen on {}", path.display()))?;
         let (asked, questions) = mpsc::channel(CLIENTS);
-        Ok(Server { path, questions, task: tokio::spawn(serve(listener, asked, Arc::new(patience))) })
+        let serving = serve(listener, asked, Arc::new(patience));
+        let task = tokio::spawn(tasks.watch("the task that serves the control socket", End::Never, serving));
+        Ok(Server { path, questions, task })
     }
 
     /// The next question. Cancel-safe.

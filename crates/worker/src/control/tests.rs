@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use super::*;
+use crate::core_tasks::CoreTasks;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -36,7 +37,7 @@ async fn a_question_gets_its_answer_and_only_who_may_ask_asks() {
     // A socket that a worker left which was killed.
     drop(std::os::unix::net::UnixListener::bind(socket(directory.path())).expect("bound"));
     assert!(asked(directory.path(), Request::Release { slot: 1 }).await.unwrap_err().starts_with("no worker runs on "));
-    let mut server = Server::listen(directory.path(), |_| SOON).expect("it listens");
+    let mut server = Server::listen(directory.path(), |_| SOON, &CoreTasks::new().0).expect("it listens");
     let mode = std::fs::metadata(socket(directory.path())).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     let answer = async {
@@ -65,7 +66,7 @@ async fn a_question_gets_its_answer_and_only_who_may_ask_asks() {
 #[tokio::test]
 async fn nonsense_is_refused_and_reaches_nobody() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut server = Server::listen(directory.path(), |_| SOON).expect("it listens");
+    let mut server = Server::listen(directory.path(), |_| SOON, &CoreTasks::new().0).expect("it listens");
     let check = async |bytes: &'static [u8], expected: &str| {
         let response = sent(directory.path(), bytes).await;
         assert!(response.contains(expected) && response.is_empty() == expected.is_empty(), "{response}");
@@ -84,12 +85,12 @@ async fn nonsense_is_refused_and_reaches_nobody() {
 #[tokio::test]
 async fn who_is_not_answered_is_told_so() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut server = Server::listen(directory.path(), |_| Duration::ZERO).expect("it listens");
+    let mut server = Server::listen(directory.path(), |_| Duration::ZERO, &CoreTasks::new().0).expect("it listens");
     let late = asked(directory.path(), Request::Release { slot: 1 }).await;
     assert_eq!(late, Err("there was no answer within 0 s; it may still happen".to_owned()));
     drop(server.next().await);
     drop(server);
-    let mut server = Server::listen(directory.path(), |_| SOON).expect("it listens");
+    let mut server = Server::listen(directory.path(), |_| SOON, &CoreTasks::new().0).expect("it listens");
     let (stopping, ()) =
         tokio::join!(asked(directory.path(), Request::Release { slot: 1 }), async { drop(server.next().await) });
     assert_eq!(stopping, Err("the worker is stopping".to_owned()));

@@ -21,6 +21,7 @@ use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
 use crate::control::{self, Question, Response};
+use crate::core_tasks::{self, CoreTasks, End};
 use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
@@ -34,6 +35,9 @@ const LINE_EVENTS: usize = 16;
 /// How long running commands may take to be dropped when the worker stops.
 const COMMANDS_END: Duration = Duration::from_secs(10);
 
+/// How long the goodbye to the master may take.
+const GOODBYE: Duration = Duration::from_secs(2);
+
 /// What is added to `pool.shutdown_timeout` for stopping all machines: the rungs after the polite ones.
 const MACHINES_END: Duration = Duration::from_secs(20);
 
@@ -45,8 +49,8 @@ const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no bu
 enum Event {
     /// Something about the line to the master.
     Line(LineEvent),
-    /// The line's task has ended, which it should not.
-    LineEnded(Result<(), JoinError>),
+    /// A task ended that the worker can't do without.
+    CoreTaskEnded(core_tasks::Ended),
     /// A command has completed, or was abandoned.
     CommandEnded(tokio::task::Id, Result<(), JoinError>),
     /// A person on the host asks for something.
@@ -62,6 +66,15 @@ enum Event {
 /// # Errors
 /// It could not start, or one of its tasks broke down.
 pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+    let (core, core_ended) = CoreTasks::new();
+    run_with(config, core, core_ended).await
+}
+
+async fn run_with(
+    config: Config,
+    core: CoreTasks,
+    core_ended: mpsc::Receiver<core_tasks::Ended>,
+) -> anyhow::Result<()> {
     let mut signals = StopSignals::new().context("listen for signals")?;
     let drain_signal = signal(SignalKind::user_defined1()).context("listen for signals")?;
     let (drain, drain_wanted) = watch::channel(false);
@@ -70,7 +83,7 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
     std::fs::create_dir_all(basedir).with_context(|| format!("make worker.basedir {}", basedir.display()))?;
     let environment = info::environment();
     let pool = tokio::select! {
-        pool = Pool::open(&config) => pool.context("open the pool of machines")?,
+        pool = Pool::open(&config, &core) => pool.context("open the pool of machines")?,
         why = signals.next() => {
             info!("stopped during the start: {why}");
             return Ok(());
@@ -81,7 +94,8 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         None
     } else {
         let patience = config.clone();
-        Some(control::Server::listen(&config.pool.state_dir, move |request| answer_within(&patience, request))?)
+        let patience = move |request: &control::Request| answer_within(&patience, request);
+        Some(control::Server::listen(&config.pool.state_dir, patience, &core)?)
     };
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
     let line = Line {
@@ -105,7 +119,12 @@ pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
         builders: Builders::default(),
         tasks: JoinSet::new(),
         events,
-        line: tokio::spawn(line.keep(line_events)),
+        line: tokio::spawn(core.watch(
+            "the task that keeps the line to the master",
+            End::Never,
+            line.keep(line_events),
+        )),
+        core_ended,
         signals,
         drain_signal,
         drain,
@@ -129,6 +148,7 @@ struct Daemon {
     tasks: JoinSet<()>,
     events: mpsc::Receiver<LineEvent>,
     line: JoinHandle<()>,
+    core_ended: mpsc::Receiver<core_tasks::Ended>,
     signals: StopSignals,
     drain_signal: Signal,
     /// Whether the worker is to stop once the builds that run have ended.
@@ -160,9 +180,9 @@ impl Daemon {
                 }
                 Event::Asked(question) => self.answer(question),
                 Event::Stop(why) => return self.stop(why).await,
-                Event::LineEnded(result) => {
-                    self.stop("the task that keeps the line to the master ended").await?;
-                    bail!("the task that keeps the line to the master ended: {result:?}");
+                Event::CoreTaskEnded(ended) => {
+                    self.stop(&ended.to_string()).await?;
+                    bail!("{ended}");
                 }
             }
         }
@@ -173,13 +193,13 @@ impl Daemon {
             biased;
             why = self.signals.next() => Event::Stop(why),
             _ = self.drain_signal.recv() => Event::Drain,
+            Some(ended) = self.core_ended.recv() => Event::CoreTaskEnded(ended),
             Some(ended) = self.tasks.join_next_with_id() => match ended {
                 Ok((task, ())) => Event::CommandEnded(task, Ok(())),
                 Err(error) => Event::CommandEnded(error.id(), Err(error)),
             },
             Some(event) = self.events.recv() => Event::Line(event),
             question = next_question(&mut self.control) => Event::Asked(question),
-            ended = &mut self.line => Event::LineEnded(ended),
         }
     }
 
@@ -282,9 +302,14 @@ impl Daemon {
     }
 
     fn pool_state(&self) -> PoolState {
-        let state = if *self.drain.borrow() { "draining" } else { "running" };
         let (free, waiting) = (self.pool.free(), self.pool.waiting());
-        PoolState { slots: self.pool.slots(), free, waiting, warm: self.pool.warm(), held: self.pool.held(), state }
+        let (warm, held, state) = (self.pool.warm(), self.pool.held(), self.state());
+        PoolState { slots: self.pool.slots(), free, waiting, warm, held, state }
+    }
+
+    /// What the worker does, in a word.
+    fn state(&self) -> &'static str {
+        if *self.drain.borrow() { "draining" } else { "running" }
     }
 
     /// Does what a person asks, without waiting for the end of it.
@@ -395,6 +420,7 @@ impl Daemon {
     /// Ends the worker: what runs is given up so that the master runs it again, and every machine is stopped.
     async fn stop(mut self, why: &str) -> anyhow::Result<()> {
         info!("stopping: {why}");
+        let machines_end = self.config.pool.shutdown_timeout + MACHINES_END;
         self.abandon_commands();
         self.control = None;
         // Without a listener and a link the line says goodbye and ends, in this order: one without a link alone would
@@ -407,9 +433,9 @@ impl Daemon {
                 warn!("commands did not end in time");
             }
             if !self.line.is_finished() {
-                let _ = tokio::time::timeout(Duration::from_secs(2), &mut self.line).await;
+                let _ = tokio::time::timeout(GOODBYE, &mut self.line).await;
             }
-            self.pool.close(self.config.pool.shutdown_timeout + MACHINES_END).await;
+            self.pool.close(machines_end).await;
         };
         tokio::select! {
             () = ending => info!("stopped"),
@@ -510,6 +536,27 @@ impl StopSignals {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Overrides;
+
+    #[tokio::test]
+    async fn worker_that_lost_a_core_task_stops_and_fails() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        std::fs::write(path("password"), "secret\n").expect("it is written");
+        let private = std::os::unix::fs::PermissionsExt::from_mode(0o600);
+        std::fs::set_permissions(path("password"), private).expect("it is changed");
+        let overrides = Overrides {
+            master: Some("pb://127.0.0.1:9".to_owned()),
+            name: Some("worker".to_owned()),
+            password_file: Some(path("password")),
+            basedir: Some(path("base")),
+        };
+        let config = Config::load(None, &overrides).expect("it is all there is to say");
+        let (core, ended) = CoreTasks::new();
+        tokio::spawn(core.watch("the baker", End::Never, async {}));
+        let result = tokio::time::timeout(COMMANDS_END, run_with(config, core, ended)).await.expect("it stops");
+        assert_eq!(result.expect_err("it fails").to_string(), "the baker ended, which it should not");
+    }
 
     #[test]
     fn a_builders_directory_is_the_first_below_the_basedir() {

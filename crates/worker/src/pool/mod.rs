@@ -46,6 +46,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
 
 use crate::config::{self, Config, Image};
+use crate::core_tasks::{CoreTasks, End};
 use budget::{Budget, Need};
 pub(crate) use error::VmError;
 use generations::Generations;
@@ -113,6 +114,8 @@ struct Inner {
     machines: Mutex<Registry<Machine>>,
     /// The tasks that watch and stop machines.
     tasks: TaskTracker,
+    /// What watches those of them that are missed.
+    core: CoreTasks,
 }
 
 /// What runs machines.
@@ -155,7 +158,7 @@ impl Tenant for Machine {
 impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
     /// Without an image there is nothing to start, and nothing of this is needed.
-    pub(crate) async fn open(config: &Config) -> anyhow::Result<Self> {
+    pub(crate) async fn open(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
         let pool = config.pool.clone();
         let directory = pool.state_dir.join("slots");
         let hypervisor = if config.images.is_empty() { None } else { Some(Hypervisor::open(&pool).await?) };
@@ -165,7 +168,7 @@ impl Pool {
             slots.extend((0..pool.slots).map(|number| Slot::new(number, pool.ssh_port_base, &directory)));
         }
         let budget = Budget::open(&pool);
-        let slots = Slots::new(slots, budget.clone());
+        let slots = Slots::new(slots, budget.clone(), core);
         if tokio::time::timeout(SETTLING, slots.settled()).await.is_err() {
             warn!("slots of an earlier run are still being cleaned");
         }
@@ -178,7 +181,7 @@ impl Pool {
             }
         }
         let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
-        let generations = Generations::open(&pool.state_dir, &images);
+        let generations = Generations::open(&pool.state_dir, &images, core);
         let templates = Templates::open(&pool.state_dir, &images, &generations, hypervisor.as_ref()).await;
         let pool = Pool(Arc::new(Inner {
             generations,
@@ -193,6 +196,7 @@ impl Pool {
             networks: network::Networks::default(),
             machines: Mutex::new(Registry::new()),
             tasks: TaskTracker::new(),
+            core: core.clone(),
             config: pool,
         }));
         pool.keep_templates();
@@ -226,19 +230,17 @@ impl Pool {
         claim.fulfil(&machine)?;
         let watched = Arc::clone(&machine);
         let (patience, pool) = (self.0.config.shutdown_timeout, self.clone());
-        self.0.tasks.spawn(
-            async move {
-                let status = watched.watch(patience).await;
-                pool.machines().let_go(&watched);
-                match status {
-                    Status::Died { reason } | Status::Expired { reason } | Status::Outgrown { reason } => {
-                        warn!(slot = watched.facts.slot, "{}", sentence(&reason))
-                    }
-                    Status::Up | Status::Stopped => info!(slot = watched.facts.slot, "vm stopped"),
+        let watching = async move {
+            let status = watched.watch(patience).await;
+            pool.machines().let_go(&watched);
+            match status {
+                Status::Died { reason } | Status::Expired { reason } | Status::Outgrown { reason } => {
+                    warn!(slot = watched.facts.slot, "{}", sentence(&reason))
                 }
+                Status::Up | Status::Stopped => info!(slot = watched.facts.slot, "vm stopped"),
             }
-            .instrument(span),
-        );
+        };
+        self.0.tasks.spawn(self.0.core.watch("the task that watches a vm", End::Done, watching.instrument(span)));
         Ok(machine)
     }
 

@@ -30,6 +30,7 @@ use super::disks::DiskLock;
 use super::generations::Ground;
 use super::slot::Slot;
 use super::turn::{self, Turn, Wait, Waiting};
+use crate::core_tasks::{CoreTasks, End};
 
 /// How long a slot that can't be cleaned is left alone before the next attempt.
 const QUARANTINE: Duration = Duration::from_secs(30);
@@ -175,10 +176,11 @@ enum State {
 
 impl Slots {
     /// Starts the slots' task. It ends when the last `Slots` and the last [`Lease`] are gone.
-    pub(crate) fn new(slots: Vec<Slot>, budget: Budget) -> Self {
+    pub(crate) fn new(slots: Vec<Slot>, budget: Budget, tasks: &CoreTasks) -> Self {
         let (wanted, wants) = mpsc::channel(WAITING);
         let (census_out, census) = watch::channel(Census::default());
-        tokio::spawn(Keeper::new(slots, budget, census_out).run(wants));
+        let keeper = Keeper::new(slots, budget, tasks.clone(), census_out);
+        tokio::spawn(tasks.watch("the slots' task", End::Never, keeper.run(wants)));
         Slots { wanted, census }
     }
 
@@ -234,6 +236,7 @@ impl Slots {
 struct Keeper {
     slots: Vec<(Slot, State)>,
     budget: Budget,
+    tasks: CoreTasks,
     census: watch::Sender<Census>,
     waiting: VecDeque<Waiting>,
     /// At most one message for each slot is in either of these, so they need no bound.
@@ -247,11 +250,12 @@ struct Cleaned {
 }
 
 impl Keeper {
-    fn new(slots: Vec<Slot>, budget: Budget, census: watch::Sender<Census>) -> Self {
+    fn new(slots: Vec<Slot>, budget: Budget, tasks: CoreTasks, census: watch::Sender<Census>) -> Self {
         let slots = slots.into_iter().map(|slot| (slot, State::Reclaiming { memory_mib: 0 })).collect();
         let keeper = Keeper {
             slots,
             budget,
+            tasks,
             census,
             waiting: VecDeque::new(),
             returned: mpsc::unbounded_channel(),
@@ -391,11 +395,11 @@ impl Keeper {
 
     fn reclaim(&self, used: Used, after: Duration) {
         let cleaned = self.cleaned.0.clone();
-        tokio::spawn(async move {
+        tokio::spawn(self.tasks.watch("the cleaning of a slot", End::Done, async move {
             tokio::time::sleep(after).await;
             let result = clean(&used.slot).await;
             let _ = cleaned.send(Cleaned { used, result });
-        });
+        }));
     }
 
     fn tell(&self) {

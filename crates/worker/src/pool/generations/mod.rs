@@ -21,6 +21,7 @@ use super::identity::DiskIdentity;
 use super::published::{self, Unfinished};
 use super::templates::Template;
 use crate::config::Image;
+use crate::core_tasks::{CoreTasks, End};
 pub(crate) use files::Manifest;
 pub(crate) use history::FIRST;
 use history::History;
@@ -102,7 +103,7 @@ pub(super) struct Saver<'a> {
 
 impl Generations {
     /// Reads back what there is, and removes what was not finished.
-    pub(super) fn open(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
+    pub(super) fn open(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>, tasks: &CoreTasks) -> Self {
         let directory = state_dir.join("generations");
         let kept = |(name, image): (&Name, &Arc<Image>)| {
             let history = Mutex::new(files::read(&directory.join(name.as_str())));
@@ -112,7 +113,11 @@ impl Generations {
         let images = images.iter().map(kept).collect();
         let shared = Arc::new(Shared { disks: disks::directory(state_dir), directory, images });
         let (idle, idlers) = mpsc::unbounded_channel();
-        tokio::spawn(tidy(Arc::clone(&shared), idlers));
+        tokio::spawn(tasks.watch(
+            "the task that removes old generations",
+            End::Never,
+            tidy(Arc::clone(&shared), idlers),
+        ));
         let generations = Generations { shared, idle };
         generations.shared.images.keys().for_each(|image| generations.tidy(image));
         generations

@@ -38,7 +38,7 @@ impl Site {
     }
 
     fn open(&self) -> Generations {
-        Generations::open(self.directory.path(), &self.images)
+        Generations::open(self.directory.path(), &self.images, &CoreTasks::new().0)
     }
 
     /// Starts and stops a machine, so to say, and saves its disk.

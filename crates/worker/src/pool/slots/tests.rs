@@ -38,7 +38,7 @@ fn scene(count: u16, machines: u64) -> Scene {
     let limits = Limits { memory_mib: Some(machines * MACHINE), low_water_mib: 100 };
     let budget = Budget::new(limits, move || Ok(Space { free_mib: shown.load(Ordering::Relaxed), total_mib: 10_000 }));
     let slots = (0..count).map(|number| Slot::new(number, base, directory.path())).collect();
-    Scene { slots: Slots::new(slots, budget), directory, free_mib }
+    Scene { slots: Slots::new(slots, budget, &CoreTasks::new().0), directory, free_mib }
 }
 
 /// A pool in which only the slots are few.

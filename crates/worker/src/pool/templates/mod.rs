@@ -23,6 +23,7 @@ use tracing::{info, warn};
 use super::generations::{Generations, Ground};
 use super::published;
 use crate::config::Image;
+use crate::core_tasks::End;
 use inputs::{Inputs, Processor};
 pub(crate) use outlook::{Listed, Made, Outlook, State};
 use shelf::{Failing, Shelf, Sight};
@@ -322,7 +323,9 @@ impl super::Pool {
     /// Begins to make templates in the background.
     pub(super) fn keep_templates(&self) {
         if !self.0.templates.images.is_empty() && self.0.hypervisor.is_some() {
-            self.0.tasks.spawn(builder::keep(self.clone()));
+            let end = End::Cancelled(self.0.templates.stop.clone());
+            let building = builder::keep(self.clone());
+            self.0.tasks.spawn(self.0.core.watch("the task that makes templates", end, building));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 use super::template::{DISK, Frozen, MEMORY, STATE, publish};
 use super::*;
 use crate::config::{Config, Overrides};
+use crate::core_tasks::CoreTasks;
 use crate::pool::Hypervisor;
 use crate::pool::published::Unfinished;
 
@@ -41,7 +42,7 @@ impl Site {
 
     /// Starts, so to say, a worker.
     async fn open(&self) -> (Generations, Templates) {
-        let generations = Generations::open(self.directory.path(), &self.images);
+        let generations = Generations::open(self.directory.path(), &self.images, &CoreTasks::new().0);
         let templates =
             Templates::open(self.directory.path(), &self.images, &generations, Some(&self.hypervisor)).await;
         (generations, templates)

@@ -12,6 +12,7 @@ use tracing::{Instrument, debug, info, info_span, warn};
 
 use super::load;
 use super::plan::{QUIET, View, Why, Wish, plan};
+use crate::core_tasks::End;
 use crate::pool::budget::Need;
 use crate::pool::clone::NotCloned;
 use crate::pool::machine::Shape;
@@ -171,7 +172,8 @@ impl Pool {
     /// Begins to keep machines ready in the background.
     pub(in crate::pool) fn keep_warm(&self) {
         if !self.0.warm.wanted.is_empty() && self.0.hypervisor.is_some() {
-            self.0.tasks.spawn(keep(self.clone()));
+            let end = End::Cancelled(self.0.warm.stop.clone());
+            self.0.tasks.spawn(self.0.core.watch("the task that keeps machines warm", end, keep(self.clone())));
         }
     }
 
