@@ -24,6 +24,7 @@ pub struct KvmHost {
     directory: Scratch,
     ports: Ports,
     configuration: Table,
+    variables: Vec<(String, String)>,
 }
 
 impl KvmHost {
@@ -36,7 +37,8 @@ impl KvmHost {
     pub fn at(url: &str) -> Result<KvmHost> {
         let directory = Scratch::new("kvmhost")?;
         fs::create_dir(directory.path().join("home")).context("make a home for the worker")?;
-        let mut host = KvmHost { directory, ports: Ports::reserve()?, configuration: Table::new() };
+        let mut host =
+            KvmHost { directory, ports: Ports::reserve()?, configuration: Table::new(), variables: Vec::new() };
         host.write_password(Master::PASSWORD, 0o600)?;
         host.set("worker.name", Master::WORKER);
         host.set("worker.master", url);
@@ -54,6 +56,11 @@ impl KvmHost {
         let (section, name) = key.split_once('.').expect("a key is SECTION.NAME");
         let section = self.configuration.entry(section).or_insert_with(|| Table::new().into());
         section.as_table_mut().expect("a section is a table").insert(name.to_owned(), value.into());
+    }
+
+    /// Sets a variable of the environment that the worker is started in.
+    pub fn set_variable(&mut self, name: &str, value: impl ToString) {
+        self.variables.push((name.to_owned(), value.to_string()));
     }
 
     /// Adds an image.
@@ -234,7 +241,7 @@ impl KvmHost {
         for name in ["PATH", "TMPDIR"] {
             command.envs(env::var_os(name).map(|value| (name, value)));
         }
-        command.env("LANG", "C.UTF-8").env("HOME", self.home());
+        command.env("LANG", "C.UTF-8").env("HOME", self.home()).envs(self.variables.iter().cloned());
         Ok(command)
     }
 }

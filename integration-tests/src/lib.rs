@@ -6,6 +6,7 @@
 //! Worker    the worker's process
 //! Rig       one of each, for the tests that need no more
 //! Line      a TCP proxy between the two, to cut or to wrap in TLS
+//! ServiceManager   what a worker is told to tell how it is
 //! Guest     the disks and keys made by `scripts/setup image`
 //! ```
 //!
@@ -27,6 +28,8 @@ mod rest;
 mod rig;
 mod running;
 mod scratch;
+mod service_manager;
+mod stuck;
 mod transcript;
 mod worker;
 
@@ -40,6 +43,8 @@ pub use port::Ports;
 pub use repository::Repository;
 pub use rig::Rig;
 pub use running::Running;
+pub use service_manager::ServiceManager;
+pub use stuck::Stuck;
 pub use transcript::Transcript;
 pub use worker::Worker;
 

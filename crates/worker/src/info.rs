@@ -92,6 +92,11 @@ pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)],
     WorkerInfo(info)
 }
 
+/// Whether a service manager started the worker and wants to hear from it (sd_notify(3)).
+pub(crate) fn is_a_service() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+}
+
 /// The worker's environment as builds get it: without what concerns only this process.
 pub(crate) fn environment() -> Vec<(OsString, OsString)> {
     std::env::vars_os().filter(|(name, _)| !is_our_own(name)).collect()

@@ -12,6 +12,7 @@ mod import;
 mod info;
 mod log;
 mod master;
+mod notify;
 mod output;
 mod place;
 mod pool;

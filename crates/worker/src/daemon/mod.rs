@@ -25,6 +25,7 @@ use crate::core_tasks::{self, CoreTasks, End};
 use crate::host_access;
 use crate::info::{self, PoolState};
 use crate::master::{Line, LineEvent, MasterLink};
+use crate::notify::{Notifier, Standing};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
 use crate::pool::{Machine, Owner, Pool, Scope, VmError};
@@ -41,6 +42,9 @@ const GOODBYE: Duration = Duration::from_secs(2);
 /// What is added to `pool.shutdown_timeout` for stopping all machines: the rungs after the polite ones.
 const MACHINES_END: Duration = Duration::from_secs(20);
 
+/// What else the end of the process may take, on a host that has much to do.
+const LEEWAY: Duration = Duration::from_secs(15);
+
 /// Why a draining worker stops without having been told by the master.
 const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no build runs";
 
@@ -51,6 +55,8 @@ enum Event {
     Line(LineEvent),
     /// A task ended that the worker can't do without.
     CoreTaskEnded(core_tasks::Ended),
+    /// There is something to tell the service manager, which each turn does at its end.
+    Notify,
     /// A command has completed, or was abandoned.
     CommandEnded(tokio::task::Id, Result<(), JoinError>),
     /// A person on the host asks for something.
@@ -107,6 +113,7 @@ async fn run_with(
         drain: drain_wanted,
     };
     info!(worker = config.worker.name, master = %config.worker.master, slots = config.pool.slots, "started");
+    let notify = Notifier::new(&config.worker.master.to_string(), &pool);
     let daemon = Daemon {
         host: Arc::new(Host::new(environment.clone(), home(&environment))),
         config,
@@ -125,6 +132,7 @@ async fn run_with(
             line.keep(line_events),
         )),
         core_ended,
+        notify,
         signals,
         drain_signal,
         drain,
@@ -149,6 +157,7 @@ struct Daemon {
     events: mpsc::Receiver<LineEvent>,
     line: JoinHandle<()>,
     core_ended: mpsc::Receiver<core_tasks::Ended>,
+    notify: Notifier,
     signals: StopSignals,
     drain_signal: Signal,
     /// Whether the worker is to stop once the builds that run have ended.
@@ -166,6 +175,8 @@ struct Running {
 impl Daemon {
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
+            let standing = Standing { state: self.state(), commands: self.running.len() };
+            self.notify.turn(standing);
             match self.event().await {
                 Event::Line(event) => {
                     if let Some(why) = self.line_event(event) {
@@ -184,6 +195,7 @@ impl Daemon {
                     self.stop(&ended.to_string()).await?;
                     bail!("{ended}");
                 }
+                Event::Notify => {}
             }
         }
     }
@@ -194,6 +206,7 @@ impl Daemon {
             why = self.signals.next() => Event::Stop(why),
             _ = self.drain_signal.recv() => Event::Drain,
             Some(ended) = self.core_ended.recv() => Event::CoreTaskEnded(ended),
+            () = self.notify.due() => Event::Notify,
             Some(ended) = self.tasks.join_next_with_id() => match ended {
                 Ok((task, ())) => Event::CommandEnded(task, Ok(())),
                 Err(error) => Event::CommandEnded(error.id(), Err(error)),
@@ -213,6 +226,7 @@ impl Daemon {
 
     /// Deals with an event of the line; says why, if it ends the worker.
     fn line_event(&mut self, event: LineEvent) -> Option<&'static str> {
+        self.notify.hear(&event);
         match event {
             LineEvent::Up { link, settings } => {
                 self.link = Some(link);
@@ -229,6 +243,7 @@ impl Daemon {
             LineEvent::Request { request, reply } => {
                 let _ = reply.send(self.request(request));
             }
+            LineEvent::NotConnected { .. } => {}
         }
         None
     }
@@ -421,6 +436,7 @@ impl Daemon {
     async fn stop(mut self, why: &str) -> anyhow::Result<()> {
         info!("stopping: {why}");
         let machines_end = self.config.pool.shutdown_timeout + MACHINES_END;
+        self.notify.stopping(why, COMMANDS_END + GOODBYE + machines_end + LEEWAY);
         self.abandon_commands();
         self.control = None;
         // Without a listener and a link the line says goodbye and ends, in this order: one without a link alone would

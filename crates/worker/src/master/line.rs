@@ -34,6 +34,8 @@ pub(crate) enum LineEvent {
     Request { request: Request, reply: oneshot::Sender<Reply> },
     /// The line is gone, and with it all that was asked over it.
     Down,
+    /// No line could be made, or the one that was is gone. There will be another attempt.
+    NotConnected { why: String },
 }
 
 /// The line's task, and all it has to know.
@@ -71,6 +73,7 @@ impl Line {
             }
             let wait = backoff.next_wait();
             warn!(master = %self.master, retry_in_s = wait.as_secs_f32(), "not connected: {why}");
+            let _ = events.send(LineEvent::NotConnected { why }).await;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = events.closed() => {}

@@ -41,6 +41,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use protocol::command::{Mode, Name};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, info, info_span, warn};
@@ -59,6 +60,7 @@ pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
 pub(crate) use save::Saved;
 use slot::Slot;
+pub(crate) use slots::Census;
 use slots::Slots;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};
@@ -331,6 +333,18 @@ impl Pool {
         if tokio::time::timeout(deadline, closing).await.is_err() {
             warn!("machines did not stop in time; they are killed now");
         }
+    }
+
+    /// Waits for a sign of life of what nothing goes on without: false if there will be none.
+    pub(crate) async fn is_alive(&self) -> bool {
+        // A lock that nobody gives back holds up whoever asks, too.
+        drop(self.machines());
+        self.0.slots.answer().await
+    }
+
+    /// What changes with the slots.
+    pub(crate) fn changes(&self) -> watch::Receiver<Census> {
+        self.0.slots.changes()
     }
 
     fn machines(&self) -> MutexGuard<'_, Registry<Machine>> {

@@ -208,9 +208,18 @@ impl Slots {
     /// What the first of those who wait lacks, after all that was noted before. If nobody waits, what one lacks who has a
     /// slot of its own.
     pub(crate) async fn lack(&self, slotless: Option<Need>) -> Lack {
+        self.ask(slotless).await.unwrap_or_default()
+    }
+
+    /// Waits for an answer of the slots' task; false if there will be none.
+    pub(crate) async fn answer(&self) -> bool {
+        self.ask(None).await.is_some()
+    }
+
+    async fn ask(&self, slotless: Option<Need>) -> Option<Lack> {
         let (answer, lack) = oneshot::channel();
-        let _ = self.wanted.send(Want::Lack { slotless, answer }).await;
-        lack.await.unwrap_or_default()
+        self.wanted.send(Want::Lack { slotless, answer }).await.ok()?;
+        lack.await.ok()
     }
 
     /// What changes with the slots.
