@@ -25,6 +25,11 @@ pub(crate) fn image_file(name: &str) -> Result<PathBuf> {
     existing(cache().join("images").join(name), "scripts/setup image")
 }
 
+/// A file of the guest with systemd.
+pub(crate) fn systemd_image_file(name: &str) -> Result<PathBuf> {
+    existing(cache().join("images-systemd").join(name), "scripts/setup image-systemd")
+}
+
 /// The worker's binary: `KVM_WORKER_BIN`, else the one cargo built for the profile this test was built for.
 pub(crate) fn worker_binary() -> Result<PathBuf> {
     if let Some(path) = env::var_os("KVM_WORKER_BIN") {

@@ -7,6 +7,7 @@
 //! Rig       one of each, for the tests that need no more
 //! Line      a TCP proxy between the two, to cut or to wrap in TLS
 //! ServiceManager   what a worker is told to tell how it is
+//! SystemdHost   a guest with a real systemd, where the worker is a service
 //! Guest     the disks and keys made by `scripts/setup image`
 //! ```
 //!
@@ -30,6 +31,7 @@ mod running;
 mod scratch;
 mod service_manager;
 mod stuck;
+mod systemd_host;
 mod transcript;
 mod worker;
 
@@ -45,6 +47,7 @@ pub use rig::Rig;
 pub use running::Running;
 pub use service_manager::ServiceManager;
 pub use stuck::Stuck;
+pub use systemd_host::SystemdHost;
 pub use transcript::Transcript;
 pub use worker::Worker;
 
