@@ -124,10 +124,14 @@ pub(crate) struct Log {
 /// The form of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LogFormat {
+    /// What suits where standard error leads: journald, or text.
+    Auto,
     /// For people.
     Text,
     /// One JSON object a line.
     Json,
+    /// Entries of systemd's journal.
+    Journald,
 }
 
 /// What the command line says in place of a file.
@@ -296,10 +300,12 @@ fn parse_log(mut section: Section<'_>) -> Log {
                     Err(_) => Err("a level such as \"info\", or levels of parts such as \"info,qemu=debug\""),
                 }
             }),
-            format: section.parsed("format", LogFormat::Text, |text: String| match text.as_str() {
+            format: section.parsed("format", LogFormat::Auto, |text: String| match text.as_str() {
+                "auto" => Ok(LogFormat::Auto),
                 "text" => Ok(LogFormat::Text),
                 "json" => Ok(LogFormat::Json),
-                _ => Err("\"text\" or \"json\""),
+                "journald" => Ok(LogFormat::Journald),
+                _ => Err("\"auto\", \"text\", \"json\" or \"journald\""),
             }),
         };
     section.finish();
