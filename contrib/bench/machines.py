@@ -164,7 +164,7 @@ class Machines:
 
 def clone_parts(log: Path, slot: int) -> dict[str, int]:
     """Give the milliseconds of each part of the last clone in a slot, as the worker's log has them."""
-    cloned = [line for line in log.read_text().splitlines() if re.search(rf"vm cloned slot={slot}\b", line)]
+    cloned = [line for line in log.read_text().splitlines() if re.search(rf"\bslot={slot}\b.*: vm cloned ", line)]
     if not cloned:
         raise Problem(f"the worker's log does not tell of a clone in slot {slot}: see {log}")
     found = dict(re.findall(r"\b(\w+)_ms=(\d+)", cloned[-1]))

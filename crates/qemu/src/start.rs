@@ -9,6 +9,7 @@ use process::{Child, Signal, SpawnError, Stream};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use crate::arguments::Wiring;
 use crate::owner::{Owner, apply, exit_of};
@@ -107,7 +108,7 @@ pub(crate) async fn start(
         signals: signals_out,
     };
     guard.paths.clear();
-    tokio::spawn(owner.run());
+    tokio::spawn(owner.run().in_current_span());
 
     let qmp = match connect(&files.qmp_socket, &states).await {
         Ok(qmp) => qmp,

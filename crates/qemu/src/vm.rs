@@ -8,6 +8,7 @@ use process::Signal;
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
+use tracing::Instrument;
 
 use crate::owner::{apply, exit_of};
 use crate::qmp::{Halt, Qmp};
@@ -206,7 +207,7 @@ impl Vm {
             });
         } else {
             self.shared.stuck.send_replace(false);
-            let task = tokio::spawn(climb(self.shared.clone(), shutdown, self.floor.subscribe()));
+            let task = tokio::spawn(climb(self.shared.clone(), shutdown, self.floor.subscribe()).in_current_span());
             *climbing = Some(task.abort_handle());
         }
     }

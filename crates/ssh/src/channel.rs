@@ -59,7 +59,7 @@ pub(crate) async fn open(
             match shared.handle.channel_open_session().await {
                 Ok(channel) => return Ok((channel, permit)),
                 Err(russh::Error::ChannelOpenFailure(reason)) => {
-                    tracing::debug!(target = shared.target(), ?reason, "server refused a channel");
+                    tracing::debug!(peer = shared.target(), ?reason, "server refused a channel");
                     sleep(REFUSED_WAIT).await;
                 }
                 Err(_) => return Err(ExecError::Lost(shared.lost().await)),

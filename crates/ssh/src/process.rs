@@ -7,6 +7,7 @@ use russh::ChannelWriteHalf;
 use russh::client::Msg;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use crate::channel::{self, Purpose};
 use crate::exec::{Exec, Pty};
@@ -87,7 +88,7 @@ pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, Exe
     let (owner, owned) = oneshot::channel();
     let (closed, open) = watch::channel(());
     let pump = Pump::new(shared, exec, &launch.nonce, sender, progress, exec.dir.as_ref().map(|(dir, _)| dir.clone()));
-    tokio::spawn(pump.run(read, Arc::clone(&write), owned, (permit, closed)));
+    tokio::spawn(pump.run(read, Arc::clone(&write), owned, (permit, closed)).in_current_span());
 
     let limit = shared.timing.start;
     let (pid, start) =

@@ -70,7 +70,7 @@ impl Session {
     pub(crate) async fn log_in(stream: TcpStream, target: &Target, timing: &Timing) -> Result<Self, ConnectError> {
         let state = watch::Sender::new(State::default());
         let Connected { handle, host_key } = connect::login(stream, target, timing, state.clone()).await?;
-        tracing::debug!(%target, host_key = %host_key.fingerprint(), "ssh session established");
+        tracing::debug!(peer = %target, host_key = %host_key.fingerprint(), "ssh session established");
         let channels = Channels::new(timing.channels);
         let shared = Shared {
             handle,

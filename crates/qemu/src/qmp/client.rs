@@ -12,6 +12,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::time::timeout;
+use tracing::Instrument;
 
 use super::lines::Lines;
 use super::message::{Event, Message, ShutdownCause};
@@ -98,7 +99,7 @@ impl Qmp {
             waiting: HashMap::new(),
             last_id: 0,
         };
-        tokio::spawn(connection.serve());
+        tokio::spawn(connection.serve().in_current_span());
         let qmp = Qmp { requests, events, shutdown };
         qmp.execute("qmp_capabilities", json!({})).await?;
         Ok(qmp)

@@ -165,6 +165,7 @@ impl Work<'_> {
 
     async fn copy(&self, copy: &VmCopy) -> Result<(), Refusal> {
         let machine = self.pool.find(&self.owner(&copy.vm))?;
+        machine.tell_span();
         let basedir = &self.context.basedir;
         let host = |path: &Path| within(basedir, &copy.workdir.join(path));
         let guest =
@@ -216,6 +217,7 @@ impl Work<'_> {
     async fn reboot(&self, reboot: &VmReboot) -> Result<(), Refusal> {
         let owner = self.owner(&reboot.vm);
         let machine = self.pool.find(&owner)?;
+        machine.tell_span();
         self.say(format!("rebooting vm '{}' in slot {}", reboot.vm, machine.facts.slot)).await;
         let (progress, _) = StartProgress::new(self.reporter);
         let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });

@@ -14,7 +14,8 @@ use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCo
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, debug, error_span, info, warn};
 
 pub(crate) use self::asked::answer_within;
 use crate::builders::Builders;
@@ -354,7 +355,7 @@ impl Daemon {
             builder_dir: self.builders.directory(builder.as_deref(), &self.config.worker.basedir),
             interrupt,
         };
-        let span = info_span!("command", %command_id, command = start.name, builder);
+        let span = error_span!("command", %command_id, command = start.name, builder, vm = Empty, slot = Empty);
         let id = command_id.clone();
         let running = Running { task: None, interrupter, builder: builder.clone() };
         let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
@@ -475,6 +476,7 @@ async fn run_in_guest(
     console_log: Option<String>,
     reporter: Reporter,
 ) {
+    machine.tell_span();
     let basedir = context.basedir.clone();
     let mut builder_dirs = BTreeSet::new();
     command.map_paths(|path| {

@@ -77,6 +77,8 @@ pub(super) async fn connect(
 async fn tcp(master: &MasterAddress) -> Result<Prompt, ConnectError> {
     let failed = |source| ConnectError::Tcp { authority: master.authority(), source };
     let stream = TcpStream::connect((master.host.as_str(), master.port)).await.map_err(failed)?;
+    // A name may stand for several.
+    tracing::Span::current().record("peer", tracing::field::display(stream.peer_addr().map_err(failed)?));
     Prompt::new(stream).map_err(failed)
 }
 

@@ -11,7 +11,8 @@ use futures_util::stream::FuturesUnordered;
 use protocol::{Incoming, Reply, Request, SeqNumber, Settings, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
-use tracing::{debug, info, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, debug, error_span, info, warn};
 
 use super::backoff::Backoff;
 use super::connect::{ConnectError, connect};
@@ -58,9 +59,10 @@ impl Line {
             let connection = &self.connection;
             let ca_file = self.ca_file.as_deref();
             let attempt = connect(&self.master, ca_file, &self.name, &self.password, connection.connect_timeout);
-            let why = match attempt.await {
+            let span = error_span!("line", protocol = %self.master.scheme, peer = Empty);
+            let why = match attempt.instrument(span.clone()).await {
                 Ok(wire) => {
-                    let served = self.serve(wire, &events).await;
+                    let served = self.serve(wire, &events).instrument(span).await;
                     if served.attached {
                         backoff.reset();
                     }
@@ -317,7 +319,7 @@ impl<'a> Conversation<'a> {
             Request::Print { message } if message.contains("duplicate connection") => {
                 warn!("another worker logs in with this one's name, '{}'; the master lets it wait", self.line.name);
             }
-            Request::Print { message } => debug!(message, "print"),
+            Request::Print { message } => debug!(bytes = message.len(), "print"),
             Request::StartCommand(start) => {
                 debug!(command_id = %start.command_id, command = start.name, builder = start.builder, "start command");
             }

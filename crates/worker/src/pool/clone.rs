@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::boot::Unanswered;
 use super::generations::Ground;
-use super::machine::{How, LAST_WORD, Login, Shape, description, with_console};
+use super::machine::{How, LAST_WORD, Login, Shape, description, sentence, with_console};
 use super::raised::Raised;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -116,7 +116,7 @@ impl Pool {
                     }
                     Fault::Host(error) => {
                         let why = format!("{error:#}");
-                        tracing::warn!(image = %image_name, "a clone failed, for which its template is not to blame: {why}");
+                        tracing::warn!("a clone failed, for which its template is not to blame: {}", sentence(&why));
                         why
                     }
                 };
@@ -185,7 +185,6 @@ impl Pool {
         match vm.boot(Box::pin(answer), within + hook + LAST_WORD).await {
             Ok((login, reached)) => {
                 info!(
-                    slot = slot.number(),
                     qemu_ms = restored.as_millis(),
                     login_ms = (reached - restored).as_millis(),
                     refresh_ms = (starting.elapsed() - reached).as_millis(),

@@ -74,10 +74,10 @@ impl Pool {
         // From here on nothing is waited for: the machine is either the builder's or held.
         let (machine, displaced) = self.machines().hold(owner, most)?;
         machine.extend(time);
-        info!(slot = machine.facts.slot, builder = owner.builder, vm = %owner.vm, seconds = time.as_secs(), "vm held");
+        machine.span.in_scope(|| info!(seconds = time.as_secs(), "vm held"));
         let displaced = displaced.into_iter().map(|machine| {
             let slot = machine.facts.slot;
-            info!(slot, "ending the machine that was held longest: pool.max_held are held");
+            machine.span.in_scope(|| info!("ending the machine that was held longest: pool.max_held are held"));
             drop(self.stop_machine(machine, None));
             slot
         });
@@ -94,7 +94,7 @@ impl Pool {
         let machine = self.machines().held().find(|machine| machine.facts.slot == slot).cloned();
         match machine {
             Some(machine) => {
-                info!(slot, "ending a held machine: it was released");
+                machine.span.in_scope(|| info!("ending a held machine: it was released"));
                 Ok(self.stop_machine(machine, None).await?)
             }
             None => Err(

@@ -14,7 +14,7 @@ use qemu::{Patience, Rung, Shutdown};
 use ssh::Session;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{error, warn};
+use tracing::{Span, error, error_span, warn};
 
 use super::VmError;
 use super::network::Membership;
@@ -190,6 +190,8 @@ impl Fate {
 #[derive(Debug)]
 pub(crate) struct Machine {
     pub facts: Facts,
+    /// What its life is logged in, beyond the command that started it.
+    pub(super) span: Span,
     pub image: Arc<Image>,
     /// The way in, which changes when the guest restarts.
     login: Mutex<Arc<Login>>,
@@ -229,8 +231,12 @@ impl Machine {
             facts.owner.vm,
             time_to_live.as_secs()
         );
+        let Facts { owner, slot, pid, image_name, .. } = &facts;
+        // Not within the command that started it, which it outlives.
+        let span = error_span!(parent: None, "vm", builder = owner.builder, vm = %owner.vm, image = %image_name, slot, vm_pid = pid);
         Machine {
             facts,
+            span,
             image,
             login: Mutex::new(Arc::new(login)),
             entering: tokio::sync::Mutex::default(),
@@ -245,6 +251,11 @@ impl Machine {
             lease: Mutex::new(Some(lease)),
             membership: Mutex::new(membership.map(Arc::new)),
         }
+    }
+
+    /// Notes in the current span, that of a command, which machine it is about.
+    pub(crate) fn tell_span(&self) {
+        Span::current().record("vm", self.facts.owner.vm.as_str()).record("slot", self.facts.slot);
     }
 
     /// Whether it is there.
@@ -335,7 +346,7 @@ impl Machine {
         };
         let Some(limit_mib) = limit_mib else { return std::future::pending().await };
         if let Err(error) = self.vm.grows_beyond(u64::from(limit_mib) << 20).await {
-            warn!(slot = self.facts.slot, "the growth of the machine's disk is not watched: {error}");
+            warn!("the growth of the machine's disk is not watched: {error}");
             return std::future::pending().await;
         }
         let Facts { owner, image_name, .. } = &self.facts;
@@ -417,7 +428,7 @@ impl Machine {
     async fn climb(&self, shutdown: Shutdown) -> Result<qemu::Ended, VmError> {
         self.vm.shutdown(shutdown).await.map_err(|stuck| {
             // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
-            error!(slot = self.facts.slot, "{stuck}");
+            error!("{stuck}");
             VmError::StopFailed { vm: self.facts.owner.vm.clone(), why: stuck.to_string() }
         })
     }
@@ -425,7 +436,7 @@ impl Machine {
     /// Ends a machine whose guest is stopped for good.
     async fn end(&self) {
         if let Err(stuck) = self.vm.shutdown(Shutdown::from(Rung::Quit)).await {
-            error!(slot = self.facts.slot, "{stuck}");
+            error!("{stuck}");
         }
     }
 

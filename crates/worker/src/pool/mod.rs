@@ -44,7 +44,8 @@ use protocol::command::{Mode, Name};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, info, info_span, warn};
+use tracing::field::Empty;
+use tracing::{Instrument, Span, error_span, info, warn};
 
 use crate::config::{self, Config, Image};
 use crate::core_tasks::{CoreTasks, End};
@@ -217,10 +218,11 @@ impl Pool {
             self.release(scope, "an earlier build of the builder left them").await;
         }
         let claim = self.claim(&order)?;
-        let span = info_span!("vm", builder = order.owner.builder, vm = %order.owner.vm, image = %order.image);
+        // Within the command's, which has the builder.
+        let span = error_span!("vm", vm = %order.owner.vm, image = %order.image, slot = Empty);
         // What is in there is large: a state machine of some tens of kilobytes, which each one around it would have on its stack.
         let starting = Box::pin(self.start_for(&order, image, hypervisor, progress));
-        let started = starting.instrument(span.clone()).await;
+        let started = starting.instrument(span).await;
         let machine = match started {
             Ok(machine) => machine,
             Err(error) => {
@@ -228,18 +230,20 @@ impl Pool {
                 return Err(error);
             }
         };
-        info!(parent: &span, slot = machine.facts.slot, vm_pid = machine.facts.pid, seconds = machine.facts.took.as_secs_f32(), "vm started");
+        let (how, seconds) = (machine.facts.how.as_str(), machine.facts.took.as_secs_f32());
+        machine.span.in_scope(|| info!(how, seconds, "vm started"));
         claim.fulfil(&machine)?;
         let watched = Arc::clone(&machine);
-        let (patience, pool) = (self.0.config.shutdown_timeout, self.clone());
+        let (patience, pool, span) = (self.0.config.shutdown_timeout, self.clone(), machine.span.clone());
         let watching = async move {
             let status = watched.watch(patience).await;
             pool.machines().let_go(&watched);
             match status {
-                Status::Died { reason } | Status::Expired { reason } | Status::Outgrown { reason } => {
-                    warn!(slot = watched.facts.slot, "{}", sentence(&reason))
+                Status::Died { reason } => warn!(why = sentence(&reason), "the vm ended by itself"),
+                Status::Expired { reason } | Status::Outgrown { reason } => {
+                    warn!(why = sentence(&reason), "the vm was ended");
                 }
-                Status::Up | Status::Stopped => info!(slot = watched.facts.slot, "vm stopped"),
+                Status::Up | Status::Stopped => info!("vm stopped"),
             }
         };
         self.0.tasks.spawn(self.0.core.watch("the task that watches a vm", End::Done, watching.instrument(span)));
@@ -264,6 +268,7 @@ impl Pool {
         drop(start);
         let (lease, _start) = self.lease(order, &image, progress).await?;
         let slot = lease.slot().number();
+        Span::current().record("slot", slot);
         let raised = async {
             let raised = Box::pin(self.raise(order, image, hypervisor, lease, progress)).await?;
             let machine = raised.given_to(order, asked, time_to_live);
@@ -368,7 +373,8 @@ impl Pool {
     ) -> impl Future<Output = Result<Stopped, VmError>> + Send + use<> {
         let patience = patience.unwrap_or(self.0.config.shutdown_timeout);
         let vm = machine.facts.owner.vm.clone();
-        let stopping = self.0.tasks.spawn(async move { machine.stop(patience).await });
+        let span = machine.span.clone();
+        let stopping = self.0.tasks.spawn(async move { machine.stop(patience).await }.instrument(span));
         async move { stopping.await.unwrap_or_else(|error| Err(VmError::StopFailed { vm, why: error.to_string() })) }
     }
 }

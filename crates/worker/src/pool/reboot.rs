@@ -47,7 +47,7 @@ impl Pool {
             }));
         }
         let took = asked.elapsed();
-        info!(slot = machine.facts.slot, seconds = took.as_secs_f32(), "vm rebooted");
+        info!(seconds = took.as_secs_f32(), "vm rebooted");
         Ok(Rebooted { machine, took })
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use protocol::command::{Mode, Name};
 use qemu::{Ended, Rung};
+use tracing::Instrument;
 
 use super::generations::{Published, Saver};
 use super::machine::Machine;
@@ -78,11 +79,14 @@ impl Pool {
         let vm = machine.facts.owner.vm.clone();
         let machine = Arc::clone(machine);
         // In a task, so that it goes on without whoever asked.
-        let stopping = self.0.tasks.spawn(async move {
-            let lease = machine.take_lease();
-            let ended = machine.shut_down_politely(patience).await?;
-            Ok((ended, lease))
-        });
+        let stopping = self.0.tasks.spawn(
+            async move {
+                let lease = machine.take_lease();
+                let ended = machine.shut_down_politely(patience).await?;
+                Ok((ended, lease))
+            }
+            .in_current_span(),
+        );
         stopping.await.unwrap_or_else(|error| Err(VmError::StopFailed { vm, why: error.to_string() }))
     }
 

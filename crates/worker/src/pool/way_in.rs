@@ -26,7 +26,7 @@ impl Machine {
             if !login.session.is_lost() {
                 return Ok(login);
             }
-            warn!(slot = self.facts.slot, "logging in anew: {}", login.session.lost().await);
+            warn!("logging in anew: {}", login.session.lost().await);
             self.log_in_again(within).await
         };
         let entered = match tokio::time::timeout(within, entering).await {

@@ -11,7 +11,7 @@ use anyhow::{Context, anyhow};
 use protocol::command::Name;
 use qemu::{BootError, DiskError};
 use tokio::time::{Instant, timeout_at};
-use tracing::{Instrument, info, info_span, warn};
+use tracing::{Instrument, error_span, info, warn};
 
 use super::inputs::Inputs;
 use super::shelf::Sight;
@@ -102,7 +102,7 @@ impl Pool {
                 };
                 match sight {
                     Sight::Absent => {
-                        let span = info_span!("template", image = %name, key = %inputs.key());
+                        let span = error_span!("template", image = %name, key = %inputs.key());
                         Box::pin(self.make_once(name, kept, hypervisor, ground, inputs)).instrument(span).await;
                     }
                     Sight::Later(later, _) => {
@@ -132,15 +132,15 @@ impl Pool {
             }
             Err(Failure::Broken(error)) => {
                 let why = format!("{error:#}");
-                warn!("making a template failed: {why}");
-                let failing = kept.shelf().failed(key, sentence(&why).to_owned(), now, jitter());
+                warn!("making a template failed: {}", sentence(&why));
+                let failing = kept.shelf().failed(key, why, now, jitter());
                 templates.say_what_follows(name, failing);
             }
             Err(Failure::NoRoom(why)) => {
                 // It may be so for long, and is tried often.
                 let is_new = kept.shelf().postponed(key, why.clone(), now);
                 if is_new {
-                    warn!("a template is not made now: {why}");
+                    warn!("a template is not made now: {}", sentence(&why));
                 }
             }
             Err(Failure::Dropped(why)) => {

@@ -257,7 +257,7 @@ impl Templates {
         if let Some(failing) = failing {
             template.condemn(super::sentence(why));
             kept.retired().push(Arc::downgrade(template));
-            warn!(image = %template.image(), template = %template.key(), "a clone failed, and its template is not used any more: {why}");
+            warn!(image = %template.image(), template = %template.key(), "a clone failed, and its template is not used any more: {}", super::sentence(why));
             self.say_what_follows(template.image(), failing);
             self.wanted.notify_one();
             self.tell();

@@ -8,7 +8,7 @@ use futures_util::stream::FuturesUnordered;
 use protocol::command::Name;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{Instrument, debug, info, info_span, warn};
+use tracing::{Instrument, debug, error_span, info, warn};
 
 use super::load;
 use super::plan::{QUIET, View, Why, Wish, plan};
@@ -192,7 +192,7 @@ impl Pool {
         let need = Need::of(image, Shape::fresh(image));
         let Some(lease) = self.0.slots.lease_at_once(need).await else { return Err(NotMade::NoRoom) };
         let _making = self.0.warm.making(lease.memory_mib());
-        let span = info_span!("spare", image = %name);
+        let span = error_span!("spare", image = %name, slot = lease.slot().number());
         let timeout = image.boot_timeout;
         let cloned = self.clone_of(template, ground, image, hypervisor, lease, timeout, &Nobody).instrument(span).await;
         cloned.map_err(|NotCloned { why, .. }| NotMade::Failed(why))
