@@ -49,6 +49,8 @@ pub struct Connection {
     decoder: Decoder,
     encoder: Encoder,
     credentials: Credentials,
+    /// Whether the login is there to be tried and nothing else.
+    trial: bool,
     stage: Stage,
     exports: Exports,
     /// The master's requests that wait for [`Connection::reply`].
@@ -123,6 +125,7 @@ impl Connection {
             decoder: Decoder::default(),
             encoder: Encoder::default(),
             credentials: Credentials::new(name.into(), password.into()),
+            trial: false,
             stage: Stage::Greeting,
             exports: Exports::default(),
             asked: HashMap::new(),
@@ -133,6 +136,16 @@ impl Connection {
             keepalive_pending: false,
             events: VecDeque::new(),
         }
+    }
+
+    /// The same to find out whether the master takes this password, without being its worker for a moment. It ends in an
+    /// [`Event::LoginRefused`] that says so: see [`Refusal::Nobody`].
+    ///
+    /// The login comes without the object that the master calls. A master looks at the password first, and only then at
+    /// who it is that logs in: there it finds nobody, so that it neither asks another worker of this name whether it is
+    /// alive nor starts a build (Buildbot 0.9 to 4.3.0, `pb.Listener`).
+    pub fn trial(name: impl Into<Vec<u8>>, password: impl Into<Vec<u8>>) -> Self {
+        Connection { trial: true, ..Connection::new(name, password) }
     }
 
     /// Takes bytes from the master, split anywhere. They are held until [`Connection::next_event`] has read them.
@@ -280,11 +293,17 @@ impl Connection {
         let Jelly::Sequence(_, items) = value else { return Err(malformed()) };
         let [Jelly::Bytes(challenge), Jelly::Remote(challenger)] = items.as_slice() else { return Err(malformed()) };
         let response = self.credentials.respond(challenge);
-        let mind = self.exports.export(Exported::Mind).ok_or("too many objects")?;
+        let mind = match self.trial {
+            true => None,
+            false => Some(self.exports.export(Exported::Mind).ok_or("too many objects")?),
+        };
         self.request(Remote::Object(*challenger), "respond", Purpose::Respond, |encoder| {
             encoder.tuple(2)?;
             encoder.bytes(&response)?;
-            encoder.object("remote", mind)
+            match mind {
+                Some(mind) => encoder.object("remote", mind),
+                None => encoder.none(),
+            }
         })
         .map_err(|error| error.to_string())
     }

@@ -36,6 +36,8 @@ pub enum Refusal {
     Unauthorized,
     /// Another worker of this name is connected: it may go away, or be the same one on a line that is dead already.
     Duplicate,
+    /// The password is right, and nobody has logged in with it: what a [trial](super::Connection::trial) is to come to.
+    Nobody,
     /// Something went wrong at the master.
     Other,
 }
@@ -45,6 +47,8 @@ impl Refusal {
         match failure.class.as_str() {
             "twisted.cred.error.UnauthorizedLogin" => Refusal::Unauthorized,
             _ if failure.text.contains("duplicate worker") => Refusal::Duplicate,
+            // The first thing that a master wants of the object: `mind.broker.transport`.
+            class if class.ends_with(".AttributeError") && failure.text.contains("'broker'") => Refusal::Nobody,
             _ => Refusal::Other,
         }
     }

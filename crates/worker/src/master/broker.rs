@@ -132,7 +132,7 @@ fn received(event: Event) -> Result<Option<Received>, Over> {
         Event::LoginRefused { refusal, message } => Some(Received::Refused(match refusal {
             Refusal::Unauthorized => Refused::Login,
             Refusal::Duplicate => Refused::Duplicate,
-            Refusal::Other => Refused::Other(message),
+            Refusal::Nobody | Refusal::Other => Refused::Other(message),
         })),
         Event::ShutdownNoted(Ok(())) => None,
         Event::ShutdownNoted(Err(why)) => {

@@ -120,6 +120,9 @@ fn a_login_that_fails_is_told_by_its_reason() {
     check("twisted.cred.error.UnauthorizedLogin", "", Refusal::Unauthorized, "twisted.cred.error.UnauthorizedLogin");
     check("builtins.RuntimeError", "rejecting duplicate worker", Refusal::Duplicate, "rejecting duplicate worker");
     check("builtins.KeyError", "'x'", Refusal::Other, "'x'");
+    let nobody = "'NoneType' object has no attribute 'broker'";
+    check("builtins.AttributeError", nobody, Refusal::Nobody, nobody);
+    check("builtins.AttributeError", "no attribute 'users'", Refusal::Other, "no attribute 'users'");
     let unreadable = Event::LoginRefused {
         refusal: Refusal::Other,
         message: "an unreadable exception: a value of type 'instance', which is not accepted".to_owned(),
