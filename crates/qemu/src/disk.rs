@@ -1,5 +1,6 @@
 //! Disks: their formats, what is known of them, and overlays on them.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
@@ -174,9 +175,17 @@ impl Qemu {
 
     /// Asks what a disk is. Also works while a machine uses it.
     pub async fn disk(&self, file: &Path) -> Result<Disk, DiskError> {
+        Disk::examine(self.img(), file).await
+    }
+}
+
+impl Disk {
+    /// Asks the `qemu-img` program what a disk is. Also works while a machine uses it, and where there is nothing to run
+    /// machines with.
+    pub async fn examine(img: &OsStr, file: &Path) -> Result<Disk, DiskError> {
         let file = absolute(file)?;
         first_bytes(file.clone()).await?;
-        let command = tool(self.img()).args(["info", "--force-share", "--output=json"]).arg(&file);
+        let command = tool(img).args(["info", "--force-share", "--output=json"]).arg(&file);
         match command.output(&LIMITS).await.and_then(Output::into_success) {
             Ok(answer) => serde_json::from_slice(&answer).map_err(|source| DiskError::Answer { file, source }),
             Err(source) => Err(failure("examine disk", file, source)),
