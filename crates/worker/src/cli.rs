@@ -29,6 +29,13 @@ pub(crate) enum Verb {
     /// over, what is different here and what is left to do. Exit status: 0 if the configuration is complete, 1 if
     /// something has to be set by hand or nothing could be written.
     Import(Import),
+    /// Look for everything that can be wrong before a worker starts, without disturbing one that runs.
+    ///
+    /// The configuration, directories, QEMU and KVM, image files and keys, ports, memory and disk space, whether the master
+    /// takes this worker's name and password, and the clock. A line each says ok, warning, failed or skipped, what it is
+    /// like, and what to do. Run it as the worker's user. The master is asked for nothing but to look at the password.
+    /// Exit status: 0 if nothing failed; 1 if something did; 2 if the configuration or the command line can't be used.
+    Check(Check),
     /// End the machine that a running worker holds in a slot for a person.
     ///
     /// Exit status: 0 if it has ended; 1 if no worker runs, or none is held there; 2 if the configuration or the command
@@ -39,7 +46,7 @@ pub(crate) enum Verb {
         /// The slot, as the step that kept the machine says it.
         slot: u16,
     },
-    /// See the generations and templates of images, go back to an earlier generation, have a template made.
+    /// See how images are, go back to an earlier generation, have a template made.
     Image {
         #[command(subcommand)]
         verb: ImageVerb,
@@ -50,6 +57,11 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
+    /// Look at the files of an image, or of all, as kvm-worker check does.
+    ///
+    /// Exit status: 0 if nothing failed; 1 if something did, or there is no such image; 2 if the configuration or the command
+    /// line can't be used.
+    Check(ImageCheck),
     /// List the generations of an image, or of all, with the one that machines start from.
     ///
     /// Exit status: 0; 1 if no worker runs or there is no such image; 2 if the configuration or the command line can't be
@@ -94,6 +106,29 @@ pub(crate) enum ImageVerb {
         /// The image.
         image: Option<ImageName>,
     },
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Check {
+    #[command(flatten)]
+    pub worker: Worker,
+    /// Don't ask the master.
+    #[arg(long, visible_alias = "no-login")]
+    pub offline: bool,
+    /// Print what was found as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImageCheck {
+    #[command(flatten)]
+    pub worker: Worker,
+    /// The image.
+    pub image: Option<ImageName>,
+    /// Print what was found as JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Which worker is meant.

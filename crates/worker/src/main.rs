@@ -1,6 +1,7 @@
 //! kvm-worker: a Buildbot-compatible worker that runs builds in fresh QEMU/KVM machines.
 
 mod builders;
+mod check;
 mod cli;
 mod commands;
 mod config;
@@ -37,6 +38,8 @@ fn main() -> ExitCode {
     match Cli::parse().verb {
         Verb::Run(run) => serve(&run),
         Verb::Import(import) => take_over(&import),
+        Verb::Check(look) => check::check(&look),
+        Verb::Image { verb: ImageVerb::Check(look) } => check::check_images(&look),
         Verb::Release { worker, slot } => ask(&worker, &Request::Release { slot }),
         Verb::Image { verb: ImageVerb::Generations { worker, image } } => ask(&worker, &Request::Generations { image }),
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {

@@ -57,6 +57,11 @@ impl PasswordSource {
         }
     }
 
+    /// Whether it is a credential and this process is not the unit's, the only one that gets it.
+    pub(crate) fn is_elsewhere(&self) -> bool {
+        matches!(self, PasswordSource::Credential(_)) && std::env::var_os("CREDENTIALS_DIRECTORY").is_none()
+    }
+
     /// Reads the password.
     ///
     /// # Errors

@@ -55,8 +55,7 @@ impl Problems {
     }
 
     /// The problems as lines.
-    #[cfg(test)]
-    pub(super) fn lines(&self) -> Vec<String> {
+    pub(crate) fn lines(&self) -> Vec<String> {
         self.0.borrow().iter().map(Problem::to_string).collect()
     }
 }

@@ -56,11 +56,7 @@ pub(super) async fn connect(
     timeout: Duration,
 ) -> Result<Wire, ConnectError> {
     let attempt = async {
-        let stream = tcp(master).await?;
-        let stream: Box<dyn Stream> = match master.scheme {
-            Scheme::Ws | Scheme::Pb => Box::new(stream),
-            Scheme::Wss | Scheme::Pbs => Box::new(tls(master, ca_file, stream).await?),
-        };
+        let stream = reach(master, ca_file).await?;
         match master.scheme {
             Scheme::Ws | Scheme::Wss => {
                 let socket = WebSocket::open(master, name, password, stream).await?;
@@ -72,6 +68,15 @@ pub(super) async fn connect(
     tokio::time::timeout(timeout, attempt)
         .await
         .unwrap_or_else(|_| Err(ConnectError::Timeout { authority: master.authority(), timeout }))
+}
+
+/// Makes a connection on which nothing was said yet, in TLS if the address says so.
+pub(super) async fn reach(master: &MasterAddress, ca_file: Option<&Path>) -> Result<Box<dyn Stream>, ConnectError> {
+    let stream = tcp(master).await?;
+    Ok(match master.scheme {
+        Scheme::Ws | Scheme::Pb => Box::new(stream),
+        Scheme::Wss | Scheme::Pbs => Box::new(tls(master, ca_file, stream).await?),
+    })
 }
 
 async fn tcp(master: &MasterAddress) -> Result<Prompt, ConnectError> {

@@ -15,6 +15,7 @@ mod connect;
 mod line;
 mod link;
 mod prompt;
+mod trial;
 mod websocket;
 mod wire;
 
@@ -22,3 +23,4 @@ pub(crate) use line::{Line, LineEvent};
 #[cfg(test)]
 pub(crate) use link::Outgoing;
 pub(crate) use link::{Answer, AskError, LineLost, MasterLink};
+pub(crate) use trial::try_login;

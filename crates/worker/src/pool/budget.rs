@@ -52,14 +52,14 @@ pub(super) struct Limits {
 
 /// The space of a file system, in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Space {
+pub(crate) struct Space {
     pub free_mib: u64,
     pub total_mib: u64,
 }
 
 impl Space {
     /// That of the file system that a path is on.
-    pub(super) fn of(path: &Path) -> io::Result<Space> {
+    pub(crate) fn of(path: &Path) -> io::Result<Space> {
         let stat = nix::sys::statvfs::statvfs(path)?;
         let mib = |blocks: u64| blocks.saturating_mul(stat.fragment_size()) >> 20;
         Ok(Space { free_mib: mib(stat.blocks_available()), total_mib: mib(stat.blocks()) })

@@ -16,6 +16,16 @@ pub(crate) struct HostKeys {
     directory: PathBuf,
 }
 
+/// The directory of the learnt keys.
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("host_keys")
+}
+
+/// Where an image's learnt key is kept.
+pub(crate) fn file(state_dir: &Path, image: &Name) -> PathBuf {
+    HostKeys::new(directory(state_dir)).file(image)
+}
+
 impl HostKeys {
     pub(crate) fn new(directory: PathBuf) -> Self {
         HostKeys { directory }

@@ -7,7 +7,7 @@ const CGROUPS: &str = "/sys/fs/cgroup";
 
 /// The memory in MiB that machines may have altogether if the configuration does not say: all there is but for an eighth,
 /// which is left to the host's system and its file cache. None if the host does not tell.
-pub(super) fn budget_mib() -> Option<u64> {
+pub(crate) fn budget_mib() -> Option<u64> {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     let host = total(&read(Path::new("/proc/meminfo"))?)?;
     let limits = group(&read(Path::new("/proc/self/cgroup")).unwrap_or_default())

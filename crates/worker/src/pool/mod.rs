@@ -50,10 +50,13 @@ use tracing::{Instrument, Span, error_span, info, warn};
 use crate::config::{self, Config, Image};
 use crate::core_tasks::{CoreTasks, End};
 use budget::{Budget, Need};
+pub(crate) use budget::{Excess, QEMU_MIB, Space};
 pub(crate) use error::VmError;
 use generations::Generations;
-pub(crate) use generations::{Generation, Manifest};
+pub(crate) use generations::{Generation, Manifest, SavedGenerations, look as look_at_generations};
 pub(crate) use hold::{Held, Hold};
+pub(crate) use host_keys::file as host_key_file;
+pub(crate) use host_memory::budget_mib as host_memory_mib;
 use machine::Shape;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence};
 pub(crate) use reboot::Rebooted;
@@ -63,6 +66,8 @@ pub(crate) use save::Saved;
 use slot::Slot;
 pub(crate) use slots::Census;
 use slots::Slots;
+pub(crate) use slots::{is_left, port_is_free};
+pub(crate) use state_dir::neighbour;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};
 pub(crate) use turn::Wait;
@@ -195,7 +200,7 @@ impl Pool {
             slots,
             budget,
             disks: disks::Disks::new(disks::directory(&pool.state_dir)),
-            host_keys: host_keys::HostKeys::new(pool.state_dir.join("host_keys")),
+            host_keys: host_keys::HostKeys::new(host_keys::directory(&pool.state_dir)),
             networks: network::Networks::default(),
             machines: Mutex::new(Registry::new()),
             tasks: TaskTracker::new(),

@@ -93,18 +93,19 @@ impl Drop for Unfinished {
 
 /// The names of the directories that are there; what an earlier run did not finish is removed.
 pub(super) fn read(parent: &Path) -> Vec<String> {
-    let mut names = Vec::new();
-    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let (name, path) = (entry.file_name(), entry.path());
-        let name = name.to_string_lossy();
-        if name.starts_with("new-") || name.starts_with("gone-") {
-            info!(directory = %path.display(), "removing what an earlier run did not finish");
-            remove_all(&path);
-        } else {
-            names.push(name.into_owned());
-        }
+    let (unfinished, names) = look(parent);
+    for path in unfinished.iter().map(|name| parent.join(name)) {
+        info!(directory = %path.display(), "removing what an earlier run did not finish");
+        remove_all(&path);
     }
     names
+}
+
+/// The names of the directories that are in the making or being removed, and of those that are there.
+pub(super) fn look(parent: &Path) -> (Vec<String>, Vec<String>) {
+    let entries = fs::read_dir(parent).into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.partition(|name| name.starts_with("new-") || name.starts_with("gone-"))
 }
 
 /// Reads back the manifest of a directory.

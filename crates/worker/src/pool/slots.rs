@@ -17,7 +17,7 @@
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -475,10 +475,22 @@ pub(super) async fn remove_directory(directory: &Path) -> anyhow::Result<()> {
 }
 
 /// Whether QEMU will be able to listen on a slot's port.
-pub(super) fn port_is_free(port: u16) -> anyhow::Result<()> {
+pub(crate) fn port_is_free(port: u16) -> anyhow::Result<()> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, port)).map(drop).with_context(|| {
         format!("listen on 127.0.0.1:{port}: another program uses it; stop it or change pool.ssh_port_base")
     })
+}
+
+/// Whether a QEMU that a worker left runs on in a slot.
+pub(crate) fn is_left(state_dir: &Path, number: u16) -> bool {
+    let slot = Slot::new(number, 0, &directory(state_dir));
+    let named = qemu::Pidfile::new(slot.pid_file()).read().ok().flatten();
+    named.is_some_and(|identity| identity.is_alive())
+}
+
+/// The directory of all slots.
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("slots")
 }
 
 /// Cleans slots that the configuration no longer has.

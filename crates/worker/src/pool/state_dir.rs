@@ -35,6 +35,29 @@ pub(super) fn claim(state_dir: &Path) -> anyhow::Result<std::fs::File> {
     Ok(file)
 }
 
+/// The process of the worker that the state directory is claimed by, if it is.
+///
+/// # Errors
+/// It can't be seen.
+pub(crate) fn neighbour(state_dir: &Path) -> std::io::Result<Option<u32>> {
+    let mut file = match std::fs::File::open(state_dir.join("lock")) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // Held only while it is looked at: a worker that starts in this moment would not get it.
+    match file.try_lock_shared() {
+        Ok(()) => Ok(None),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut pid = String::new();
+            std::io::Read::read_to_string(&mut file, &mut pid)?;
+            // It is written down a moment after the lock is taken.
+            Ok(Some(pid.trim().parse().unwrap_or_default()))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(error),
+    }
+}
+
 /// Makes a directory, and those above it, that is nobody else's business.
 pub(super) fn make_private_directory(directory: &Path) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;

@@ -68,6 +68,19 @@ impl From<Format> for qemu::Format {
     }
 }
 
+impl Manifest {
+    /// Whether the disk that it is an overlay on is still the one it was.
+    ///
+    /// # Errors
+    /// It is not; the text says so.
+    pub(crate) fn base_holds(&self) -> anyhow::Result<()> {
+        if self.base.still_holds()? {
+            return Ok(());
+        }
+        bail!("it was saved on {}, which was replaced or changed since; put the old one back", self.base.file.display())
+    }
+}
+
 /// The name of a generation's disk in its directory.
 pub(super) const DISK: &str = "disk.qcow2";
 
@@ -78,8 +91,17 @@ pub(super) fn disk(image: &Path, number: u32) -> PathBuf {
 
 /// Reads back what there is of an image, removes what was not finished and tells of what is damaged.
 pub(super) fn read(image: &Path) -> History<Manifest> {
+    understand(image, &published::read(image))
+}
+
+/// The same without removing anything.
+pub(super) fn look(image: &Path) -> History<Manifest> {
+    understand(image, &published::look(image).1)
+}
+
+fn understand(image: &Path, names: &[String]) -> History<Manifest> {
     let mut saved = Vec::new();
-    for number in published::read(image).iter().filter_map(|name| number(name)) {
+    for number in names.iter().filter_map(|name| number(name)) {
         let manifest = read_generation(image, number).map_err(|error| format!("{error:#}"));
         if let Err(why) = &manifest {
             warn!(generation = number, "a saved generation of {} is damaged: {why}", image.display());

@@ -101,10 +101,41 @@ pub(super) struct Saver<'a> {
     pub host_key: String,
 }
 
+/// What the files of an image's generations say.
+#[derive(Debug)]
+pub(crate) struct SavedGenerations {
+    /// Which one machines start from.
+    pub current: Result<u32, String>,
+    /// All of them, oldest first, without a count of machines.
+    pub generations: Vec<Generation>,
+}
+
+/// Looks at the generations of an image without a pool.
+pub(crate) fn look(state_dir: &Path, image: &Name) -> SavedGenerations {
+    let history = files::look(&directory(state_dir).join(image.as_str()));
+    SavedGenerations { current: history.current(), generations: listed(&history) }
+}
+
+/// The directory of all generations.
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("generations")
+}
+
+fn listed(history: &History<Manifest>) -> Vec<Generation> {
+    let current = history.current().ok();
+    let generation = |(number, manifest, machines): (u32, Option<&Result<Manifest, String>>, usize)| Generation {
+        number,
+        current: current == Some(number),
+        machines,
+        manifest: manifest.cloned(),
+    };
+    history.all().map(generation).collect()
+}
+
 impl Generations {
     /// Reads back what there is, and removes what was not finished.
     pub(super) fn open(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>, tasks: &CoreTasks) -> Self {
-        let directory = state_dir.join("generations");
+        let directory = directory(state_dir);
         let kept = |(name, image): (&Name, &Arc<Image>)| {
             let history = Mutex::new(files::read(&directory.join(name.as_str())));
             let kept = Kept { image: Arc::clone(image), history, saving: tokio::sync::Mutex::default() };
@@ -261,15 +292,7 @@ impl Generations {
 
     /// An image's generations, oldest first.
     pub(super) fn list(&self, image: &Name) -> anyhow::Result<Vec<Generation>> {
-        let history = self.kept(image)?.history();
-        let current = history.current().ok();
-        let generation = |(number, manifest, machines): (u32, Option<&Result<Manifest, String>>, usize)| Generation {
-            number,
-            current: current == Some(number),
-            machines,
-            manifest: manifest.cloned(),
-        };
-        Ok(history.all().map(generation).collect())
+        Ok(listed(&self.kept(image)?.history()))
     }
 
     fn kept(&self, image: &Name) -> anyhow::Result<&Kept> {

@@ -1,0 +1,201 @@
+//! The worker's directories, who they belong to, and whether another worker has them.
+
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{AccessFlags, Uid, User, access};
+
+use super::Finding;
+use crate::config::Config;
+
+/// The directories below the state directory that hold what is large.
+const PARTS: [&str; 4] = ["slots", "disks", "generations", "templates"];
+
+/// What is known of a directory.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    There {
+        mode: u32,
+        owner: u32,
+        is_directory: bool,
+        writable: Result<(), String>,
+    },
+    /// It is going to be made, in this one.
+    Missing {
+        below: PathBuf,
+        writable: Result<(), String>,
+    },
+    /// It can't be looked at.
+    Hidden(String),
+}
+
+/// Looks at the directories; `running` is the process that has the state directory.
+pub(super) fn look(config: &Config, running: &io::Result<Option<u32>>) -> Vec<Finding> {
+    let user = Uid::effective().as_raw();
+    let (basedir, state_dir) = (&config.worker.basedir, &config.pool.state_dir);
+    let mut findings = vec![judge("basedir", basedir, &see(basedir), user, false)];
+    // Where there are no images nothing is kept in the other one.
+    if config.images.is_empty() && matches!(running, Ok(None)) {
+        return findings;
+    }
+    findings.push(judge("state_dir", state_dir, &see(state_dir), user, true));
+    findings.extend(elsewhere(state_dir));
+    findings.push(judge_running(running, state_dir));
+    findings
+}
+
+/// Who this is run as; worth a line only for root, whom everything lets pass.
+pub(super) fn look_at_user(config: &Config) -> Option<Finding> {
+    if !Uid::effective().is_root() {
+        return None;
+    }
+    let owner = std::fs::metadata(&config.worker.basedir).ok()?.uid();
+    let text =
+        format!("root, and the worker's directories are {}'s: what that user may not is not noticed", name(owner));
+    let remedy = format!("run it as that user: sudo -u {} kvm-worker check", name(owner));
+    (owner != 0).then(|| Finding::warning("user", text, Some(remedy)))
+}
+
+fn see(path: &Path) -> Seen {
+    let writable =
+        |path: &Path| access(path, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| error.desc().to_owned());
+    match std::fs::metadata(path) {
+        Ok(metadata) => Seen::There {
+            mode: metadata.mode() & 0o777,
+            owner: metadata.uid(),
+            is_directory: metadata.is_dir(),
+            writable: writable(path),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            // A symbolic link that leads nowhere is not a place for a directory.
+            if std::fs::symlink_metadata(path).is_ok() {
+                return Seen::Hidden("it is a symbolic link that leads nowhere".to_owned());
+            }
+            let below = path.ancestors().skip(1).find(|above| above.exists()).unwrap_or(Path::new("/"));
+            Seen::Missing { below: below.to_owned(), writable: writable(below) }
+        }
+        Err(error) => Seen::Hidden(error.to_string()),
+    }
+}
+
+fn judge(subject: &str, path: &Path, seen: &Seen, user: u32, private: bool) -> Finding {
+    let shown = path.display();
+    let give = |path: &Path| Some(format!("give it to the worker's user: chown {} {}", name(user), path.display()));
+    match seen {
+        Seen::Hidden(why) => Finding::failed(subject, format!("{shown}: {why}"), None),
+        Seen::Missing { below, writable: Err(why) } => Finding::failed(
+            subject,
+            format!("{shown} is not there and can't be made in {}: {why}", below.display()),
+            Some(format!("make it and give it to the worker's user: install -d -o {} {shown}", name(user))),
+        ),
+        Seen::Missing { .. } => Finding::ok(subject, format!("{shown}, which is made at the first start")),
+        Seen::There { is_directory: false, .. } => {
+            Finding::failed(subject, format!("{shown} is not a directory"), Some("name another one".to_owned()))
+        }
+        Seen::There { writable: Err(why), owner, .. } => {
+            Finding::failed(subject, format!("{shown}, {}'s, can't be written to: {why}", name(*owner)), give(path))
+        }
+        Seen::There { mode, .. } if mode & 0o002 != 0 => Finding::warning(
+            subject,
+            format!("{shown}: everybody on this host may write to it"),
+            Some(format!("run chmod o-w {shown}")),
+        ),
+        Seen::There { mode, .. } if private && mode & 0o022 != 0 => Finding::warning(
+            subject,
+            format!("{shown}: its group may write to it, and what is in there is for the worker alone"),
+            Some(format!("run chmod g-w {shown}")),
+        ),
+        Seen::There { owner, .. } => Finding::ok(subject, format!("{shown}, {}'s", name(*owner))),
+    }
+}
+
+/// Parts of the state directory on other file systems, whose free space nobody looks at.
+fn elsewhere(state_dir: &Path) -> Option<Finding> {
+    let device = std::fs::metadata(state_dir).ok()?.dev();
+    let parts = PARTS.map(|part| state_dir.join(part));
+    let away = parts.iter().find(|part| std::fs::metadata(part).is_ok_and(|part| part.dev() != device))?;
+    Some(Finding::warning(
+        "state_dir",
+        format!("{} is on another file system, whose free space is not what machines wait for", away.display()),
+        Some("have all of pool.state_dir on one".to_owned()),
+    ))
+}
+
+fn judge_running(running: &io::Result<Option<u32>>, state_dir: &Path) -> Finding {
+    let subject = "running";
+    match running {
+        Ok(None) => Finding::ok(subject, "no worker has this state directory"),
+        Ok(Some(pid)) => {
+            let text =
+                format!("process {pid} is a worker with this state directory; what would disturb it is left out");
+            Finding::ok(subject, text)
+        }
+        Err(error) => Finding::warning(
+            subject,
+            format!("whether a worker runs with {} can't be seen: {error}", state_dir.display()),
+            Some("run this as the worker's user".to_owned()),
+        ),
+    }
+}
+
+/// A user's name, or number.
+fn name(user: u32) -> String {
+    let found = User::from_uid(Uid::from_raw(user)).ok().flatten();
+    found.map_or_else(|| user.to_string(), |user| user.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    #[test]
+    fn a_directory_is_there_or_can_be_made() {
+        let there = |mode, writable: Result<(), &str>| Seen::There {
+            mode,
+            owner: 0,
+            is_directory: true,
+            writable: writable.map_err(str::to_owned),
+        };
+        let check = |seen: Seen, private, verdict, text: &str| {
+            let finding = judge("basedir", Path::new("/srv/w"), &seen, 0, private);
+            assert_eq!((finding.verdict, finding.text.as_str()), (verdict, text), "{seen:?}");
+            assert_eq!(finding.remedy.is_some(), !matches!(verdict, Verdict::Ok), "{finding:?}");
+        };
+        check(there(0o755, Ok(())), false, Verdict::Ok, "/srv/w, root's");
+        check(there(0o700, Ok(())), true, Verdict::Ok, "/srv/w, root's");
+        check(there(0o770, Ok(())), false, Verdict::Ok, "/srv/w, root's");
+        let group = "/srv/w: its group may write to it, and what is in there is for the worker alone";
+        check(there(0o770, Ok(())), true, Verdict::Warning, group);
+        check(there(0o777, Ok(())), false, Verdict::Warning, "/srv/w: everybody on this host may write to it");
+        let denied = "/srv/w, root's, can't be written to: Permission denied";
+        check(there(0o755, Err("Permission denied")), false, Verdict::Failed, denied);
+        let file = Seen::There { mode: 0o644, owner: 0, is_directory: false, writable: Ok(()) };
+        check(file, false, Verdict::Failed, "/srv/w is not a directory");
+        let missing = |writable| Seen::Missing { below: "/srv".into(), writable };
+        check(missing(Ok(())), false, Verdict::Ok, "/srv/w, which is made at the first start");
+        check(
+            missing(Err("Read-only file system".to_owned())),
+            false,
+            Verdict::Failed,
+            "/srv/w is not there and can't be made in /srv: Read-only file system",
+        );
+    }
+
+    #[test]
+    fn what_is_on_the_disk_is_seen() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = |name: &str| directory.path().join(name);
+        assert!(matches!(see(directory.path()), Seen::There { is_directory: true, writable: Ok(()), .. }));
+        assert_eq!(see(&path("a/b/c")), Seen::Missing { below: directory.path().to_owned(), writable: Ok(()) });
+        std::fs::write(path("file"), "").expect("written");
+        assert!(matches!(see(&path("file")), Seen::There { is_directory: false, .. }));
+        assert!(matches!(see(&path("file/x")), Seen::Hidden(_)));
+        std::os::unix::fs::symlink("nowhere", path("link")).expect("linked");
+        assert!(matches!(see(&path("link")), Seen::Hidden(_)));
+        assert_eq!(elsewhere(directory.path()), None);
+        std::os::unix::fs::symlink("/proc", path("disks")).expect("linked");
+        assert_eq!(elsewhere(directory.path()).map(|finding| finding.verdict), Some(Verdict::Warning));
+    }
+}
