@@ -63,6 +63,12 @@ impl KvmHost {
         self.variables.push((name.to_owned(), value.to_string()));
     }
 
+    /// Has a key of the configuration not be there, as `images.debian`.
+    pub fn unset(&mut self, key: &str) {
+        let (section, name) = key.split_once('.').expect("a key is SECTION.NAME");
+        self.configuration.get_mut(section).and_then(Value::as_table_mut).and_then(|section| section.remove(name));
+    }
+
     /// Adds an image.
     pub fn image(&mut self, name: &str, guest: Guest) {
         self.set(&format!("images.{name}"), guest.table());

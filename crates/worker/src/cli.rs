@@ -46,7 +46,7 @@ pub(crate) enum Verb {
         /// The slot, as the step that kept the machine says it.
         slot: u16,
     },
-    /// See how images are, go back to an earlier generation, have a template made.
+    /// See how images are, go back to an earlier generation, have a template made, remove what nothing uses.
     Image {
         #[command(subcommand)]
         verb: ImageVerb,
@@ -57,6 +57,19 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImageVerb {
+    /// List the images: which generation machines start from, template, warm machines, machines that run, and the disk.
+    ///
+    /// Without a running worker it lists what the files say. Exit status: 0; 1 if it can't be seen; 2 if the configuration or
+    /// the command line can't be used.
+    List(ImageList),
+    /// Remove what nothing will use any more, and say what and how much.
+    ///
+    /// That is generations, templates and host keys of images that the configuration does not have, templates that are of no
+    /// use, and what was not finished when a worker ended. What a machine, a template or a persistent disk stands on stays.
+    /// Persistent disks of images that are gone are listed, and removed with --disks only. A running worker does it, as it
+    /// knows what is in use; without one no worker can start meanwhile. Exit status: 0; 1 if something could not be removed
+    /// or it can't be seen what is in use; 2 if the configuration or the command line can't be used.
+    Gc(ImageGc),
     /// Look at the files of an image, or of all, as kvm-worker check does.
     ///
     /// Exit status: 0 if nothing failed; 1 if something did, or there is no such image; 2 if the configuration or the command
@@ -129,6 +142,27 @@ pub(crate) struct ImageCheck {
     /// Print what was found as JSON.
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImageList {
+    #[command(flatten)]
+    pub worker: Worker,
+    /// Print it as JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct ImageGc {
+    #[command(flatten)]
+    pub worker: Worker,
+    /// Remove nothing, and say what would be removed.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Remove persistent disks of images that are gone, too.
+    #[arg(long)]
+    pub disks: bool,
 }
 
 /// Which worker is meant.

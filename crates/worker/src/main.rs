@@ -9,6 +9,7 @@ mod control;
 mod core_tasks;
 mod daemon;
 mod host_access;
+mod images;
 mod import;
 mod info;
 mod log;
@@ -40,6 +41,12 @@ fn main() -> ExitCode {
         Verb::Import(import) => take_over(&import),
         Verb::Check(look) => check::check(&look),
         Verb::Image { verb: ImageVerb::Check(look) } => check::check_images(&look),
+        Verb::Image { verb: ImageVerb::List(wanted) } => {
+            with_worker(&wanted.worker, |config, ask| images::list(config, &wanted, ask))
+        }
+        Verb::Image { verb: ImageVerb::Gc(wanted) } => {
+            with_worker(&wanted.worker, |config, ask| images::gc(config, &wanted, ask))
+        }
         Verb::Release { worker, slot } => ask(&worker, &Request::Release { slot }),
         Verb::Image { verb: ImageVerb::Generations { worker, image } } => ask(&worker, &Request::Generations { image }),
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
@@ -73,6 +80,21 @@ fn serve(run: &Run) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Does something with a configuration and a way to ask the worker that runs with it, if one does.
+fn with_worker(
+    worker: &Worker,
+    act: impl FnOnce(&Config, &dyn Fn(&Request) -> anyhow::Result<control::Answer>) -> ExitCode,
+) -> ExitCode {
+    let config = match load(worker.config.as_deref(), &Overrides::default()) {
+        Ok(config) => config,
+        Err(status) => return status,
+    };
+    let ask = |request: &Request| {
+        control::ask(&config.pool.state_dir, request, daemon::answer_within(&config, request) + CONTROL_SLACK)
+    };
+    act(&config, &ask)
 }
 
 /// Has a running worker do something and says what came of it.

@@ -3,6 +3,8 @@ use std::fmt;
 use protocol::command::Name;
 use serde::{Deserialize, Serialize};
 
+use super::images::{Garbage, ImageLine, ImageTable};
+
 /// What is asked of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
@@ -16,6 +18,15 @@ pub(crate) enum Request {
     Generations {
         /// The image.
         image: Option<ImageName>,
+    },
+    /// Tells how images are.
+    Images,
+    /// Removes what nothing uses any more.
+    Gc {
+        /// Only says what that is.
+        dry_run: bool,
+        /// Persistent disks, too.
+        disks: bool,
     },
     /// Has machines start from another generation of an image.
     Rollback {
@@ -86,6 +97,10 @@ pub(crate) enum Answer {
     },
     /// The generations of images, by name and number.
     Generations(Vec<GenerationLine>),
+    /// How images are, by name.
+    Images(Vec<ImageLine>),
+    /// What is not used, and was removed.
+    Garbage(Garbage),
     /// Machines start from another generation now.
     RolledBack {
         /// Of this image.
@@ -206,6 +221,8 @@ impl fmt::Display for Answer {
         match self {
             Answer::Released { slot, how } => writeln!(f, "the machine in slot {slot} has ended ({how})"),
             Answer::Generations(lines) => lines.iter().try_for_each(|line| writeln!(f, "{line}")),
+            Answer::Images(lines) => write!(f, "{}", ImageTable(lines)),
+            Answer::Garbage(garbage) => write!(f, "{garbage}"),
             Answer::RolledBack { image, generation } => {
                 writeln!(f, "machines of image '{image}' start from generation {generation} now")
             }
@@ -426,6 +443,9 @@ mod tests {
             r#"{"verb":"rollback","image":"debian","generation":2}"#,
             Some(Request::Rollback { image: image(), generation: Some(2) }),
         );
+        check(r#"{"verb":"images"}"#, Some(Request::Images));
+        let gc = Some(Request::Gc { dry_run: true, disks: false });
+        check(r#"{"verb":"gc","dry_run":true,"disks":false}"#, gc);
         check(r#"{"verb":"template","image":"debian"}"#, Some(Request::Template { image: image() }));
         check(r#"{"verb":"templates"}"#, Some(Request::Templates { image: None }));
         check(r#"{"verb":"templates","image":"debian"}"#, Some(Request::Templates { image: Some(image()) }));

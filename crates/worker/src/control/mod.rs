@@ -5,12 +5,14 @@
 //! command line's.
 
 mod client;
+mod images;
 mod message;
 mod server;
 
 use std::path::{Path, PathBuf};
 
 pub(crate) use client::ask;
+pub(crate) use images::{Garbage, GarbageLine, ImageLine, ImageTable, Running};
 pub(crate) use message::{
     Answer, GenerationLine, ImageName, Origin, Request, Response, TemplateLine, TemplateState, TemplatesOf,
 };

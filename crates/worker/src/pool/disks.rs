@@ -48,9 +48,19 @@ impl Disks {
         Disks { directory, locks: Mutex::default() }
     }
 
+    /// Whether somebody uses the disk of this image and name.
+    pub(super) fn is_locked(&self, image: &Name, vm: &Name) -> bool {
+        let locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.get(&self.path(image, vm)).is_some_and(|lock| lock.try_lock().is_err())
+    }
+
+    fn path(&self, image: &Name, vm: &Name) -> PathBuf {
+        self.directory.join(image.as_str()).join(format!("{vm}.qcow2"))
+    }
+
     /// Waits until nobody else uses the disk of this image and name.
     pub(crate) async fn lock(&self, image: &Name, vm: &Name) -> DiskLock {
-        let path = self.directory.join(image.as_str()).join(format!("{vm}.qcow2"));
+        let path = self.path(image, vm);
         let lock = {
             let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(locks.entry(path.clone()).or_default())
@@ -70,7 +80,7 @@ impl DiskLock {
     /// # Errors
     /// What the disk was made on is another one now, or a file can't be made.
     pub(super) async fn open(&self, qemu: &qemu::Qemu, generations: &Generations) -> anyhow::Result<Ground> {
-        let note = self.path.with_extension(NOTE);
+        let note = note(&self.path);
         if self.path.exists() {
             let Note { base, generation } = read_note(&note)?;
             let ground = generations.at(&self.image, generation).with_context(|| {
@@ -95,6 +105,11 @@ impl DiskLock {
         qemu.create_overlay(&ground.base, &self.path).await?;
         Ok(ground)
     }
+}
+
+/// What is noted of a disk.
+pub(super) fn note(disk: &Path) -> PathBuf {
+    disk.with_extension(NOTE)
 }
 
 /// What the name of a disk's note ends in.

@@ -7,6 +7,7 @@ mod budget;
 mod clone;
 mod disks;
 mod error;
+mod garbage;
 mod generations;
 mod greeting;
 mod guest_command;
@@ -14,6 +15,7 @@ mod hold;
 mod host_keys;
 mod host_memory;
 mod identity;
+mod image_use;
 mod leasing;
 mod machine;
 mod network;
@@ -52,11 +54,13 @@ use crate::core_tasks::{CoreTasks, End};
 use budget::{Budget, Need};
 pub(crate) use budget::{Excess, QEMU_MIB, Space};
 pub(crate) use error::VmError;
+pub(crate) use garbage::{Collected, Kind, Piece, Wish, collect_offline};
 use generations::Generations;
 pub(crate) use generations::{Generation, Manifest, SavedGenerations, look as look_at_generations};
 pub(crate) use hold::{Held, Hold};
 pub(crate) use host_keys::file as host_key_file;
 pub(crate) use host_memory::budget_mib as host_memory_mib;
+pub(crate) use image_use::ImageUse;
 use machine::Shape;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence};
 pub(crate) use reboot::Rebooted;
@@ -131,19 +135,25 @@ struct Inner {
 struct Hypervisor {
     qemu: qemu::Qemu,
     accelerator: qemu::Accelerator,
-    /// Two daemons with one state directory would take each other's machines for leftovers.
-    _lock: std::fs::File,
+    /// Two daemons with one state directory would take each other's machines for leftovers. None if there is nothing but to
+    /// look.
+    _lock: Option<std::fs::File>,
 }
 
 impl Hypervisor {
     async fn open(pool: &config::Pool) -> anyhow::Result<Self> {
         let lock = state_dir::claim(&pool.state_dir)?;
+        Ok(Hypervisor { _lock: Some(lock), ..Hypervisor::look(pool).await? })
+    }
+
+    /// Looks at what QEMU can do.
+    async fn look(pool: &config::Pool) -> anyhow::Result<Self> {
         let qemu = qemu::Qemu::probe(&pool.qemu, &pool.qemu_img)
             .await
             .context("look at QEMU; install qemu-system-x86 and qemu-utils, or set pool.qemu and pool.qemu_img")?;
         let accelerated = qemu.accelerator(pool.accel).await.context("choose what executes guest code (pool.accel)")?;
         info!(version = qemu.version(), accelerator = ?accelerated.accelerator, "qemu: {}", accelerated.reason);
-        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator, _lock: lock })
+        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator, _lock: None })
     }
 }
 

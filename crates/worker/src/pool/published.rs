@@ -8,10 +8,12 @@
 //!
 //! A directory is there when it has its name, which is the last thing that happens to it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -27,6 +29,18 @@ const MANIFEST: &str = "manifest.json";
 /// The largest file that is read here, in bytes.
 const MAX_FILE: u64 = 64 * 1024;
 
+/// What this process is making or removing at this moment.
+static ALIVE: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+fn alive_now() -> MutexGuard<'static, BTreeSet<PathBuf>> {
+    ALIVE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The directories that this process is making or removing at this moment.
+pub(super) fn alive() -> BTreeSet<PathBuf> {
+    alive_now().clone()
+}
+
 /// A directory in the making. Dropped before it is published, it is gone.
 #[derive(Debug)]
 pub(super) struct Unfinished {
@@ -38,8 +52,10 @@ impl Unfinished {
     pub(super) fn begin(parent: &Path) -> anyhow::Result<Self> {
         static BEGUN: AtomicU64 = AtomicU64::new(0);
         let directory = parent.join(format!("new-{}", BEGUN.fetch_add(1, Ordering::Relaxed)));
-        make_private_directory(&directory)?;
-        Ok(Unfinished { directory })
+        alive_now().insert(directory.clone());
+        let unfinished = Unfinished { directory };
+        make_private_directory(&unfinished.directory)?;
+        Ok(unfinished)
     }
 
     /// Where it is for now.
@@ -63,12 +79,18 @@ impl Unfinished {
     pub(super) async fn discard(mut self) {
         let directory = std::mem::take(&mut self.directory);
         // Fails only with the runtime.
-        let _ = tokio::task::spawn_blocking(move || remove_all(&directory)).await;
+        let _ = tokio::task::spawn_blocking(move || {
+            remove_all(&directory);
+            alive_now().remove(&directory);
+        })
+        .await;
     }
 
     /// Gives what is sealed a name that is free.
     pub(super) fn publish(self, place: &Path) -> anyhow::Result<()> {
-        fs::rename(&self.directory, place).with_context(|| format!("put {} in place", place.display()))
+        fs::rename(&self.directory, place).with_context(|| format!("put {} in place", place.display()))?;
+        alive_now().remove(&self.directory);
+        Ok(())
     }
 }
 
@@ -83,6 +105,7 @@ impl Drop for Unfinished {
             if directory.exists() {
                 remove_all(&directory);
             }
+            alive_now().remove(&directory);
         };
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn_blocking(remove)),
@@ -117,9 +140,13 @@ pub(super) fn manifest<M: DeserializeOwned>(directory: &Path) -> anyhow::Result<
 /// Removes a directory, so that no half of it is ever taken for one. Blocks.
 pub(super) fn remove(parent: &Path, name: &str) -> io::Result<()> {
     let gone = parent.join(format!("gone-{name}"));
-    fs::rename(parent.join(name), &gone)?;
-    remove_all(&gone);
-    Ok(())
+    alive_now().insert(gone.clone());
+    let renamed = fs::rename(parent.join(name), &gone);
+    if renamed.is_ok() {
+        remove_all(&gone);
+    }
+    alive_now().remove(&gone);
+    renamed
 }
 
 fn remove_all(directory: &Path) {

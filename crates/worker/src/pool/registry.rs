@@ -198,6 +198,15 @@ impl<M: Tenant> Registry<M> {
         self.held.len() < held
     }
 
+    /// All machines that are there, those that are held included.
+    pub(super) fn up(&self) -> impl Iterator<Item = &Arc<M>> {
+        let builders = self.entries.values().filter_map(|entry| match &entry.state {
+            State::Machine(machine) => Some(machine),
+            State::Starting(_) | State::Failed { .. } => None,
+        });
+        builders.chain(&self.held).filter(|machine| machine.status() == Status::Up)
+    }
+
     /// Whose the machine is that `is` tells.
     pub(super) fn tenant(&self, is: impl Fn(&M) -> bool) -> Option<Owner> {
         let mut entries = self.entries.iter();

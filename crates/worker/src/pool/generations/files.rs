@@ -81,6 +81,9 @@ impl Manifest {
     }
 }
 
+/// The file that says which generation somebody went back to.
+pub(in crate::pool) const CURRENT: &str = "current";
+
 /// The name of a generation's disk in its directory.
 pub(super) const DISK: &str = "disk.qcow2";
 
@@ -118,7 +121,7 @@ fn understand(image: &Path, names: &[String]) -> History<Manifest> {
 }
 
 /// A generation's number, if a name is one.
-fn number(name: &str) -> Option<u32> {
+pub(in crate::pool) fn number(name: &str) -> Option<u32> {
     name.parse().ok().filter(|number: &u32| *number > FIRST && number.to_string() == name)
 }
 
@@ -137,7 +140,7 @@ fn read_generation(image: &Path, number: u32) -> anyhow::Result<Manifest> {
 }
 
 fn read_current(image: &Path) -> anyhow::Result<Current> {
-    let path = image.join("current");
+    let path = image.join(CURRENT);
     if !path.try_exists().with_context(|| format!("read {}", path.display()))? {
         return Ok(Current::Newest);
     }
@@ -148,7 +151,7 @@ fn read_current(image: &Path) -> anyhow::Result<Current> {
 
 /// Writes down which generation is current.
 pub(super) fn write_current(image: &Path, current: &Current) -> anyhow::Result<()> {
-    let path = image.join("current");
+    let path = image.join(CURRENT);
     let written = match current {
         Current::Chosen(number) => write_whole(&path, format!("{number}\n")),
         // What can't be read is for a person to put right.

@@ -23,6 +23,7 @@ use super::templates::Template;
 use crate::config::Image;
 use crate::core_tasks::{CoreTasks, End};
 pub(crate) use files::Manifest;
+pub(super) use files::{CURRENT, number};
 pub(crate) use history::FIRST;
 use history::History;
 
@@ -152,6 +153,20 @@ impl Generations {
         let generations = Generations { shared, idle };
         generations.shared.images.keys().for_each(|image| generations.tidy(image));
         generations
+    }
+
+    /// The same to look at it only: nothing is removed, now or later.
+    pub(super) fn peek(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
+        let directory = directory(state_dir);
+        let kept = |(name, image): (&Name, &Arc<Image>)| {
+            let history = Mutex::new(files::look(&directory.join(name.as_str())));
+            let kept = Kept { image: Arc::clone(image), history, saving: tokio::sync::Mutex::default() };
+            (name.clone(), kept)
+        };
+        let images = images.iter().map(kept).collect();
+        // Nobody is there to tidy.
+        let (idle, _) = mpsc::unbounded_channel();
+        Generations { shared: Arc::new(Shared { disks: disks::directory(state_dir), directory, images }), idle }
     }
 
     /// What a new machine of an image stands on: its current generation.

@@ -70,22 +70,7 @@ impl Templates {
         generations: &Generations,
         hypervisor: Option<&super::Hypervisor>,
     ) -> Self {
-        let directory = state_dir.join("templates");
-        let images = images.iter().filter(|(_, image)| image.template);
-        let kept = |(name, image): (&Name, &Arc<Image>)| {
-            let kept =
-                Kept { image: Arc::clone(image), shelf: Mutex::new(Shelf::new(None)), retired: Mutex::default() };
-            (name.clone(), kept)
-        };
-        let processor = Processor::of_host().inspect_err(|error| warn!("look at the host's processor: {error:#}"));
-        let templates = Templates {
-            directory,
-            images: images.map(kept).collect(),
-            processor: processor.ok(),
-            wanted: Notify::new(),
-            changes: watch::Sender::new(0),
-            stop: CancellationToken::new(),
-        };
+        let templates = Templates::peek(state_dir, images);
         if let Some(hypervisor) = hypervisor {
             templates.remove_unwanted_images();
             for (name, kept) in &templates.images {
@@ -94,6 +79,50 @@ impl Templates {
             }
         }
         templates
+    }
+
+    /// Those of images that have some, without any that is there already.
+    pub(super) fn peek(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
+        let images = images.iter().filter(|(_, image)| image.template);
+        let kept = |(name, image): (&Name, &Arc<Image>)| {
+            let kept =
+                Kept { image: Arc::clone(image), shelf: Mutex::new(Shelf::new(None)), retired: Mutex::default() };
+            (name.clone(), kept)
+        };
+        let processor = Processor::of_host().inspect_err(|error| warn!("look at the host's processor: {error:#}"));
+        Templates {
+            directory: directory(state_dir),
+            images: images.map(kept).collect(),
+            processor: processor.ok(),
+            wanted: Notify::new(),
+            changes: watch::Sender::new(0),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// The directories of an image's templates that are of no use to a worker that starts now, each with the reason. None
+    /// if it is not known what one would be made of.
+    pub(super) fn useless(
+        &self,
+        name: &Name,
+        generations: &Generations,
+        hypervisor: &super::Hypervisor,
+    ) -> Vec<(PathBuf, String)> {
+        let Some(kept) = self.images.get(name) else { return Vec::new() };
+        let Ok((_ground, inputs)) = self.inputs(name, &kept.image, generations, hypervisor) else { return Vec::new() };
+        let parent = self.parent(name);
+        let names = published::look(&parent).1.into_iter().filter(|name| is_name(name));
+        let Sorted { useless, .. } = sort(&parent, names, &inputs);
+        useless.into_iter().map(|(name, why)| (parent.join(name), why)).collect()
+    }
+
+    /// Why a directory of an image's templates is of no use to this worker; none if it is, or may be soon.
+    pub(super) fn is_useless(&self, image: &Name, name: &str) -> Option<String> {
+        let kept = self.images.get(image)?;
+        let shelf = kept.shelf();
+        let used = shelf.is_building() || shelf.ready().is_some_and(|template| template.name() == name);
+        let retired = || kept.retired().iter().any(|template| template.upgrade().is_some_and(|it| it.name() == name));
+        (!used && !retired()).then(|| "the worker does not use it".to_owned())
     }
 
     /// Removes the templates of images that have none any more.
@@ -130,29 +159,19 @@ impl Templates {
             }
         };
         let key = inputs.key();
-        let mut ground = Some(ground);
         let mut ready = None;
-        for directory in names {
-            let why = match template::read(&parent.join(&directory)) {
-                Ok(manifest) if manifest.key == key => match ground.take() {
-                    Some(ground) => {
-                        let opened =
-                            Template::open(name, &parent, directory.clone(), manifest, ground, &hypervisor.qemu).await;
-                        match opened {
-                            Ok(template) => {
-                                info!(image = %name, template = %key, "a template of an earlier run is of use");
-                                ready = Some((key.clone(), Arc::new(template)));
-                            }
-                            // It was retired, and is gone with this.
-                            Err(error) => warn!(image = %name, "open a template: {error:#}"),
-                        }
-                        continue;
-                    }
-                    None => "there is another one".to_owned(),
-                },
-                Ok(manifest) => format!("changed since: {}", inputs.changes_since(&manifest.inputs)),
-                Err(error) => format!("{error:#}"),
-            };
+        let Sorted { good, useless } = sort(&parent, names.into_iter(), &inputs);
+        if let Some((directory, manifest)) = good {
+            match Template::open(name, &parent, directory, manifest, ground, &hypervisor.qemu).await {
+                Ok(template) => {
+                    info!(image = %name, template = %key, "a template of an earlier run is of use");
+                    ready = Some((key, Arc::new(template)));
+                }
+                // It was retired, and is gone with this.
+                Err(error) => warn!(image = %name, "open a template: {error:#}"),
+            }
+        }
+        for (directory, why) in useless {
             info!(image = %name, template = directory, "removing a template of an earlier run: {why}");
             if let Err(error) = published::remove(&parent, &directory) {
                 warn!(image = %name, "remove a template: {error}; the next start tries again");
@@ -312,6 +331,48 @@ impl Kept {
         retired.retain(|template| template.strong_count() > 0);
         retired
     }
+}
+
+/// An image's templates, by the names of their directories.
+struct Sorted {
+    /// The one that is of use.
+    good: Option<(String, template::Manifest)>,
+    /// Those that are not, and why.
+    useless: Vec<(String, String)>,
+}
+
+/// Finds out which of an image's templates is of use.
+fn sort(parent: &Path, names: impl Iterator<Item = String>, inputs: &Inputs) -> Sorted {
+    let key = inputs.key();
+    let (mut good, mut useless) = (None, Vec::new());
+    for name in names {
+        let why = match template::read(&parent.join(&name)) {
+            Ok(manifest) if manifest.key == key && good.is_none() => {
+                good = Some((name, manifest));
+                continue;
+            }
+            Ok(manifest) if manifest.key == key => "there is another one".to_owned(),
+            Ok(manifest) => format!("changed since: {}", inputs.changes_since(&manifest.inputs)),
+            Err(error) => format!("{error:#}"),
+        };
+        useless.push((name, why));
+    }
+    Sorted { good, useless }
+}
+
+/// The directory of all templates.
+pub(super) fn directory(state_dir: &Path) -> PathBuf {
+    state_dir.join("templates")
+}
+
+/// Whether a directory has the name of a template: its key, and a number if that was taken.
+pub(super) fn is_name(name: &str) -> bool {
+    let (key, number) = name.split_once('.').unwrap_or((name, "2"));
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    key.len() == 64
+        && key.bytes().all(is_digit)
+        && !number.is_empty()
+        && number.bytes().all(|byte| byte.is_ascii_digit())
 }
 
 /// What pauses are lengthened or shortened by, so that they don't fall together with what failed.

@@ -86,7 +86,7 @@ impl Pool {
         Ok(images.into_iter().map(|image| self.outlook(image)).collect())
     }
 
-    fn outlook(&self, image: &Name) -> Outlook {
+    pub(in crate::pool) fn outlook(&self, image: &Name) -> Outlook {
         let (Some(kept), Some(hypervisor)) = (self.0.templates.images.get(image), &self.0.hypervisor) else {
             return Outlook { image: image.clone(), state: State::Off, retired: Vec::new() };
         };

@@ -155,6 +155,11 @@ impl<T> Shelf<T> {
         self.ready.as_ref().map(|(_, template)| template)
     }
 
+    /// Whether one is being made.
+    pub(super) fn is_building(&self) -> bool {
+        self.building.is_some()
+    }
+
     /// How many builds have ended.
     pub(super) fn ended(&self) -> u64 {
         self.ended

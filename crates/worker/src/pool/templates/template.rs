@@ -210,6 +210,11 @@ impl Template {
         &self.manifest.key
     }
 
+    /// The name of its directory.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Has its files removed when the last clone of it is gone.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::Relaxed);

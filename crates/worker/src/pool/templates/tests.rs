@@ -36,7 +36,7 @@ impl Site {
         let images = config.images.into_iter().map(|(name, image)| (name, Arc::new(image))).collect();
         let qemu = qemu::Qemu::probe(&config.pool.qemu, &config.pool.qemu_img).await.expect("qemu is installed");
         let lock = tempfile::tempfile().expect("made");
-        let hypervisor = Hypervisor { qemu, accelerator: qemu::Accelerator::Tcg, _lock: lock };
+        let hypervisor = Hypervisor { qemu, accelerator: qemu::Accelerator::Tcg, _lock: Some(lock) };
         Site { directory, images, hypervisor }
     }
 

@@ -98,6 +98,12 @@ impl Warm {
         u16::try_from(self.stock().spares.len()).unwrap_or(u16::MAX)
     }
 
+    /// How many of an image are ready, and how many are wanted.
+    pub(super) fn of_image(&self, image: &Name) -> (usize, usize) {
+        let ready = self.stock().spares.iter().filter(|spare| spare.image() == image).count();
+        (ready, self.wanted.get(image).copied().unwrap_or(0))
+    }
+
     /// How many slots, and how much memory in MiB, builds can have for which they are ended or given up, or which get them.
     pub(super) fn yielding(&self) -> (u16, u64) {
         let stock = self.stock();
