@@ -150,6 +150,17 @@ impl Qemu {
         std::fs::rename(&unfinished.path, overlay).map_err(|source| placing(overlay, source))
     }
 
+    /// Makes an overlay that is on the host's disk when it appears: whatever happens to the host, there is a whole one or
+    /// none.
+    pub async fn create_lasting_overlay(&self, base: &Base, overlay: &Path) -> Result<(), DiskError> {
+        let unfinished = Unfinished::named(&absolute(overlay)?, ".made");
+        self.create_overlay(base, &unfinished.path).await?;
+        sync(unfinished.path.clone()).await.map_err(|source| placing(overlay, source))?;
+        std::fs::rename(&unfinished.path, overlay).map_err(|source| placing(overlay, source))?;
+        let directory = absolute(overlay)?.parent().unwrap_or(Path::new("/")).to_owned();
+        sync(directory).await.map_err(|source| placing(overlay, source))
+    }
+
     /// Makes an overlay on a base that has the contents of another overlay, however many lie between that one and the base.
     /// No machine may use that one. It takes long, up to an hour for a large disk. The copy is complete and on the host's
     /// disk when it appears; a failure, and dropping the future, leave nothing behind.

@@ -12,7 +12,7 @@ use tokio::sync::OwnedMutexGuard;
 
 use super::generations::{FIRST, Generations, Ground};
 use super::identity::DiskIdentity;
-use super::state_dir::write_whole;
+use super::state_dir::{make_lasting_directory, write_whole};
 
 /// The disks that persist, below one directory.
 #[derive(Debug)]
@@ -98,11 +98,11 @@ impl DiskLock {
         }
         let ground = generations.current(&self.image)?;
         let directory = self.path.parent().unwrap_or(Path::new("/"));
-        std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+        make_lasting_directory(directory)?;
         // The note first: an overlay without one could not be trusted.
         let text = Note { base: DiskIdentity::of(&ground.base.file)?, generation: ground.number };
         write_whole(&note, serde_json::to_vec(&text)?).with_context(|| format!("write {}", note.display()))?;
-        qemu.create_overlay(&ground.base, &self.path).await?;
+        qemu.create_lasting_overlay(&ground.base, &self.path).await?;
         Ok(ground)
     }
 }

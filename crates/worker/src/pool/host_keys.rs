@@ -8,6 +8,7 @@ use protocol::command::Name;
 use ssh::{HostKey, HostKeyPolicy};
 use tracing::info;
 
+use super::state_dir::{make_lasting_directory, sync};
 use crate::config::Image;
 
 /// The learnt keys, a file for each image.
@@ -67,18 +68,20 @@ impl HostKeys {
     pub(crate) fn learn(&self, name: &Name, key: &HostKey) -> anyhow::Result<()> {
         let file = self.file(name);
         let keep = |directory: &Path| {
-            std::fs::create_dir_all(directory)?;
             // Two machines of an image may boot for the first time together.
             static LEARNT: AtomicU64 = AtomicU64::new(0);
             let unfinished = directory.join(format!(".{name}.{}", LEARNT.fetch_add(1, Ordering::Relaxed)));
             std::fs::write(&unfinished, format!("{key}\n"))?;
+            // An empty file in its place would keep the image from starting.
+            sync(&unfinished)?;
             let linked = std::fs::hard_link(&unfinished, &file);
             std::fs::remove_file(&unfinished)?;
             match linked {
                 Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => Err(error),
-                _ => Ok(()),
+                _ => sync(directory),
             }
         };
+        make_lasting_directory(&self.directory)?;
         keep(&self.directory).with_context(|| format!("write {}", file.display()))?;
         info!(image = %name, fingerprint = %key.fingerprint(), "learnt the ssh host key of the image's guests");
         Ok(())

@@ -71,6 +71,7 @@ use slot::Slot;
 pub(crate) use slots::Census;
 use slots::Slots;
 pub(crate) use slots::{is_left, port_is_free};
+use state_dir::Crashed;
 pub(crate) use state_dir::neighbour;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};
@@ -137,13 +138,13 @@ struct Hypervisor {
     accelerator: qemu::Accelerator,
     /// Two daemons with one state directory would take each other's machines for leftovers. None if there is nothing but to
     /// look.
-    _lock: Option<std::fs::File>,
+    claim: Option<state_dir::Claim>,
 }
 
 impl Hypervisor {
     async fn open(pool: &config::Pool) -> anyhow::Result<Self> {
-        let lock = state_dir::claim(&pool.state_dir)?;
-        Ok(Hypervisor { _lock: Some(lock), ..Hypervisor::look(pool).await? })
+        let claim = state_dir::claim(&pool.state_dir)?;
+        Ok(Hypervisor { claim: Some(claim), ..Hypervisor::look(pool).await? })
     }
 
     /// Looks at what QEMU can do.
@@ -153,7 +154,7 @@ impl Hypervisor {
             .context("look at QEMU; install qemu-system-x86 and qemu-utils, or set pool.qemu and pool.qemu_img")?;
         let accelerated = qemu.accelerator(pool.accel).await.context("choose what executes guest code (pool.accel)")?;
         info!(version = qemu.version(), accelerator = ?accelerated.accelerator, "qemu: {}", accelerated.reason);
-        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator, _lock: None })
+        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator, claim: None })
     }
 }
 
@@ -181,7 +182,17 @@ impl Pool {
         let directory = pool.state_dir.join("slots");
         let hypervisor = if config.images.is_empty() { None } else { Some(Hypervisor::open(&pool).await?) };
         let mut slots = Vec::new();
-        if hypervisor.is_some() {
+        if let Some(claim) = hypervisor.as_ref().and_then(|hypervisor| hypervisor.claim.as_ref()) {
+            match claim.crashed {
+                Some(Crashed { pid, in_earlier_boot: true }) => {
+                    warn!(pid, "the host went down under the last run; what it left is cleaned up");
+                }
+                Some(Crashed { pid, .. }) => {
+                    warn!(pid, "the last run did not end in order; what it left is cleaned up")
+                }
+                None => {}
+            }
+            claim.begin();
             slots::clean_beyond(&directory, pool.slots, pool.ssh_port_base).await;
             slots.extend((0..pool.slots).map(|number| Slot::new(number, pool.ssh_port_base, &directory)));
         }
@@ -352,6 +363,8 @@ impl Pool {
         };
         if tokio::time::timeout(deadline, closing).await.is_err() {
             warn!("machines did not stop in time; they are killed now");
+        } else if let Some(claim) = self.0.hypervisor.as_ref().and_then(|hypervisor| hypervisor.claim.as_ref()) {
+            claim.end();
         }
     }
 

@@ -21,7 +21,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tracing::{info, warn};
 
-use super::state_dir::{make_private_directory, write_whole};
+pub(super) use super::state_dir::sync;
+use super::state_dir::{make_lasting_directory, make_private_directory, write_whole};
 
 /// What describes what is in a directory.
 const MANIFEST: &str = "manifest.json";
@@ -48,9 +49,10 @@ pub(super) struct Unfinished {
 }
 
 impl Unfinished {
-    /// Begins a directory below another one.
+    /// Begins a directory below another one, which is made if it is not there.
     pub(super) fn begin(parent: &Path) -> anyhow::Result<Self> {
         static BEGUN: AtomicU64 = AtomicU64::new(0);
+        make_lasting_directory(parent)?;
         let directory = parent.join(format!("new-{}", BEGUN.fetch_add(1, Ordering::Relaxed)));
         alive_now().insert(directory.clone());
         let unfinished = Unfinished { directory };
@@ -67,10 +69,7 @@ impl Unfinished {
     /// files' contents are already. Blocks.
     pub(super) fn seal(self, manifest: &impl Serialize) -> anyhow::Result<Self> {
         let path = self.directory.join(MANIFEST);
-        let seal = || {
-            write_whole(&path, &serde_json::to_string_pretty(manifest)?)?;
-            sync(&self.directory)
-        };
+        let seal = || write_whole(&path, &serde_json::to_string_pretty(manifest)?);
         seal().with_context(|| format!("write {}", path.display()))?;
         Ok(self)
     }
@@ -114,12 +113,16 @@ impl Drop for Unfinished {
     }
 }
 
-/// The names of the directories that are there; what an earlier run did not finish is removed.
-pub(super) fn read(parent: &Path) -> Vec<String> {
+/// The names of the directories that are there; what an earlier run did not finish is removed. `what` they are is for
+/// people.
+pub(super) fn read(parent: &Path, what: &str) -> Vec<String> {
     let (unfinished, names) = look(parent);
-    for path in unfinished.iter().map(|name| parent.join(name)) {
-        info!(directory = %path.display(), "removing what an earlier run did not finish");
+    let image = parent.file_name().unwrap_or_default().to_string_lossy();
+    for name in unfinished {
+        let path = parent.join(&name);
+        let how = if name.starts_with("new-") { "did not finish" } else { "was removing" };
         remove_all(&path);
+        info!(%image, directory = %path.display(), "removed a {what} that an earlier run {how}");
     }
     names
 }
@@ -141,7 +144,8 @@ pub(super) fn manifest<M: DeserializeOwned>(directory: &Path) -> anyhow::Result<
 pub(super) fn remove(parent: &Path, name: &str) -> io::Result<()> {
     let gone = parent.join(format!("gone-{name}"));
     alive_now().insert(gone.clone());
-    let renamed = fs::rename(parent.join(name), &gone);
+    // Waits for the disk, else a power failure might give what is left of it its name again.
+    let renamed = fs::rename(parent.join(name), &gone).and_then(|()| sync(parent));
     if renamed.is_ok() {
         remove_all(&gone);
     }
@@ -161,11 +165,6 @@ pub(super) fn read_small(path: &Path) -> anyhow::Result<String> {
     let read = File::open(path).and_then(|file| file.take(MAX_FILE).read_to_string(&mut text));
     read.with_context(|| format!("read {}", path.display()))?;
     Ok(text)
-}
-
-/// Waits until a file's contents, or the names in a directory, are on the host's disk. Blocks.
-pub(super) fn sync(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
 }
 
 /// Now, in seconds since the epoch.

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+/// The name of a slot's pidfile in its directory.
+pub(super) const PID_FILE: &str = "qemu.pid";
+
 /// A place for one machine: its number gives everything that must not be shared between machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Slot {
@@ -33,7 +36,7 @@ impl Slot {
     }
 
     pub(crate) fn pid_file(&self) -> PathBuf {
-        self.directory.join("qemu.pid")
+        self.directory.join(PID_FILE)
     }
 
     pub(crate) fn qmp_socket(&self) -> PathBuf {

@@ -94,7 +94,7 @@ pub(super) fn disk(image: &Path, number: u32) -> PathBuf {
 
 /// Reads back what there is of an image, removes what was not finished and tells of what is damaged.
 pub(super) fn read(image: &Path) -> History<Manifest> {
-    understand(image, &published::read(image))
+    understand(image, &published::read(image, "generation"))
 }
 
 /// The same without removing anything.

@@ -166,7 +166,6 @@ impl Pool {
         let parent = templates.parent(name);
         slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"))?;
         slots::port_is_free(slot.ssh_port())?;
-        make_private_directory(&parent)?;
         let unfinished = Unfinished::begin(&parent)?;
         let promise = self.room(image, &unfinished.path().join(MEMORY)).await?;
         info!(generation = ground.number, "making a template");

@@ -149,7 +149,7 @@ impl Templates {
         hypervisor: &super::Hypervisor,
     ) -> Shelf<Template> {
         let parent = self.parent(name);
-        let names = published::read(&parent);
+        let names = published::read(&parent, "template");
         let now = self.inputs(name, &kept.image, generations, hypervisor);
         let (ground, inputs) = match now {
             Ok(now) => now,

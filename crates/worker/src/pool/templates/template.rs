@@ -22,6 +22,7 @@ use tracing::{info, warn};
 use super::inputs::{Inputs, Key};
 use crate::pool::generations::Ground;
 use crate::pool::published::{self, Unfinished};
+use crate::pool::state_dir::write_whole;
 
 /// The files of a template that clones stand on.
 pub(super) const MEMORY: &str = "memory";
@@ -162,7 +163,7 @@ impl Template {
         let overlay = template.directory().join(OVERLAY);
         if !overlay.exists() {
             let base = qemu::Base { file: template.disk(), format: qemu::Format::Qcow2 };
-            if let Err(error) = qemu.create_overlay(&base, &overlay).await {
+            if let Err(error) = qemu.create_lasting_overlay(&base, &overlay).await {
                 template.retire();
                 return Err(error.into());
             }
@@ -224,7 +225,7 @@ impl Template {
     pub(super) fn condemn(&self, why: &str) {
         self.retire();
         let path = self.directory().join(BAD);
-        if let Err(error) = fs::write(&path, why) {
+        if let Err(error) = write_whole(&path, why) {
             warn!(image = %self.image, "write {}: {error}", path.display());
         }
     }

@@ -35,8 +35,8 @@ impl Site {
         let config = Config::load(Some(&file), &Overrides::default()).expect("it is right");
         let images = config.images.into_iter().map(|(name, image)| (name, Arc::new(image))).collect();
         let qemu = qemu::Qemu::probe(&config.pool.qemu, &config.pool.qemu_img).await.expect("qemu is installed");
-        let lock = tempfile::tempfile().expect("made");
-        let hypervisor = Hypervisor { qemu, accelerator: qemu::Accelerator::Tcg, _lock: Some(lock) };
+        let claim = crate::pool::state_dir::claim(directory.path()).expect("it is nobody's");
+        let hypervisor = Hypervisor { qemu, accelerator: qemu::Accelerator::Tcg, claim: Some(claim) };
         Site { directory, images, hypervisor }
     }
 
