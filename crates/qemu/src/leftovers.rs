@@ -19,6 +19,12 @@ pub enum Leftover {
         /// The id it had.
         pid: u32,
     },
+    /// The pidfile came here with a copy of the directory that it was written in. Its process, if it runs, is that of the
+    /// original, and was left alone.
+    Copied {
+        /// The id in it.
+        pid: u32,
+    },
     /// The process still ran, and was ended.
     Ended {
         /// Its id.
@@ -57,10 +63,15 @@ pub enum LeftoverError {
 
 impl Pidfile {
     /// Ends the process that the pidfile names, if it still runs, and removes the pidfile. It is given `patience` after
-    /// a SIGTERM and once more after a SIGKILL. A process that only has the same id is never touched.
+    /// a SIGTERM and once more after a SIGKILL. A process that only has the same id is never touched, nor is one of which only
+    /// a copy of its pidfile is here.
     pub async fn clear(&self, patience: Duration) -> Result<Leftover, LeftoverError> {
         let Some(identity) = self.read()? else { return Ok(Leftover::None) };
         let pid = identity.pid;
+        if self.is_copy()? {
+            self.remove()?;
+            return Ok(Leftover::Copied { pid });
+        }
         let held = identity.hold().map_err(|source| LeftoverError::Signal { pid, source })?;
         let leftover = match held {
             Some(process) => end(pid, &process, patience).await?,

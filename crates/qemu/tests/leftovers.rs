@@ -81,6 +81,18 @@ async fn a_process_that_only_has_the_same_id_is_never_touched() {
 }
 
 #[tokio::test]
+async fn a_machine_whose_directory_was_copied_is_never_touched() {
+    let (slot, copy) = (Slot::new(), Slot::new());
+    let (_child, identity) = orphan().await;
+    let original = pidfile(&slot, &identity);
+    fs::copy(original.path(), copy.files().pidfile).expect("copied");
+    let leftover = Pidfile::new(copy.files().pidfile).clear(DEADLINE).await.expect("no error");
+    assert_eq!(leftover, Leftover::Copied { pid: identity.pid });
+    assert_eq!(copy.remains(), Vec::<String>::new());
+    assert!(identity.is_alive());
+}
+
+#[tokio::test]
 async fn a_machine_that_has_ended_is_only_a_file() {
     let slot = Slot::new();
     let (child, identity) = orphan().await;

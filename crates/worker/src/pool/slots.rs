@@ -105,11 +105,13 @@ struct Used {
     promise: Option<Promise>,
     disk: Option<DiskLock>,
     ground: Option<Ground>,
+    /// Whether it was an earlier run that used it.
+    earlier: bool,
 }
 
 impl Used {
     fn alone(slot: Slot) -> Self {
-        Used { slot, promise: None, disk: None, ground: None }
+        Used { slot, promise: None, disk: None, ground: None, earlier: false }
     }
 }
 
@@ -153,6 +155,7 @@ impl Drop for Lease {
             promise: self.promise.take(),
             disk: self.disk.take(),
             ground: self.ground.take(),
+            earlier: false,
         });
     }
 }
@@ -271,7 +274,7 @@ impl Keeper {
             cleaned: mpsc::unbounded_channel(),
         };
         for (slot, _) in &keeper.slots {
-            keeper.reclaim(Used::alone(slot.clone()), Duration::ZERO);
+            keeper.reclaim(Used { earlier: true, ..Used::alone(slot.clone()) }, Duration::ZERO);
         }
         keeper.tell();
         keeper
@@ -406,7 +409,7 @@ impl Keeper {
         let cleaned = self.cleaned.0.clone();
         tokio::spawn(self.tasks.watch("the cleaning of a slot", End::Done, async move {
             tokio::time::sleep(after).await;
-            let result = clean(&used.slot).await;
+            let result = if used.earlier { clean_up_after_another(&used.slot).await } else { clean(&used.slot).await };
             let _ = cleaned.send(Cleaned { used, result });
         }));
     }
@@ -455,14 +458,34 @@ impl Keeper {
 
 /// Ends what still runs in a slot, provided that it is provably ours, and removes the slot's files.
 pub(super) async fn clean(slot: &Slot) -> anyhow::Result<()> {
-    match qemu::Pidfile::new(slot.pid_file()).clear(PATIENCE).await? {
-        Leftover::None => {}
-        Leftover::Stale { pid } => info!(slot = slot.number(), pid, "the slot's qemu is gone already"),
-        Leftover::Ended { pid, with, after } => {
-            info!(slot = slot.number(), pid, signal = %with, after_s = after.as_secs_f32(), "ended a qemu that was left");
-        }
+    // A machine's own end removes its pidfile. This one had nobody who looked after it any more.
+    if let Leftover::Ended { pid, with, after } = qemu::Pidfile::new(slot.pid_file()).clear(PATIENCE).await? {
+        let after_s = after.as_secs_f32();
+        info!(slot = slot.number(), pid, signal = %with, after_s, "ended a qemu that was left");
     }
     remove_directory(slot.directory()).await
+}
+
+/// Does the same with what an earlier run left there, and says what that was.
+async fn clean_up_after_another(slot: &Slot) -> anyhow::Result<()> {
+    let number = slot.number();
+    if !slot.directory().exists() {
+        return Ok(());
+    }
+    let leftover = qemu::Pidfile::new(slot.pid_file()).clear(PATIENCE).await?;
+    remove_directory(slot.directory()).await?;
+    match leftover {
+        Leftover::None => info!(slot = number, "removed the files of an earlier run"),
+        Leftover::Stale { pid } => info!(slot = number, pid, "removed the files of an earlier run, whose qemu is gone"),
+        Leftover::Copied { pid } => {
+            info!(slot = number, pid, "removed the files of a copied directory, whose qemu was left alone");
+        }
+        Leftover::Ended { pid, with, after } => {
+            let after_s = after.as_secs_f32();
+            info!(slot = number, pid, signal = %with, after_s, "ended the qemu of an earlier run and removed its files");
+        }
+    }
+    Ok(())
 }
 
 pub(super) async fn remove_directory(directory: &Path) -> anyhow::Result<()> {
@@ -499,7 +522,7 @@ pub(super) async fn clean_beyond(slots: &Path, count: u16, ssh_port_base: u16) {
     while let Ok(Some(entry)) = entries.next_entry().await {
         let number = entry.file_name().to_str().and_then(|name| name.parse().ok());
         if let Some(number) = number.filter(|number| *number >= count)
-            && let Err(error) = clean(&Slot::new(number, ssh_port_base, slots)).await
+            && let Err(error) = clean_up_after_another(&Slot::new(number, ssh_port_base, slots)).await
         {
             warn!(slot = number, "clean a slot that the configuration no longer has: {error:#}");
         }
