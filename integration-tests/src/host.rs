@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 use toml::{Table, Value};
 
 use crate::artefacts::worker_binary;
@@ -173,6 +174,11 @@ impl KvmHost {
         process.kill(self.directory.path())
     }
 
+    /// Sends a process of this host a signal.
+    pub fn signal(&self, process: &Running, signal: Signal) -> Result<()> {
+        process.signal(self.directory.path(), signal).map(drop)
+    }
+
     /// Kills all processes of this host.
     pub fn kill_all(&self) -> Result<()> {
         for process in self.running()? {
@@ -197,6 +203,21 @@ impl KvmHost {
     /// Checks that no machine runs and no slot holds anything, with the worker running or not.
     pub fn slots_clean(&self) -> Result<()> {
         self.becomes("the slots are clean", KvmHost::left_in_slots)
+    }
+
+    /// Checks what a worker that has ended keeps of an image: at most one whole template, and so many generations.
+    pub fn keeps(&self, image: &str, generations: usize) -> Result<()> {
+        let templates = directories(&self.state_dir().join("templates").join(image))?;
+        ensure!(templates.len() <= 1, "more than one template of {image} is left: {templates:?}");
+        for template in templates {
+            let mode = fs::metadata(&template)?.permissions().mode() & 0o777;
+            ensure!(mode == 0o700, "{} has the mode {mode:o}", template.display());
+        }
+        let mut kept = directories(&self.state_dir().join("generations").join(image))?;
+        // One that is being removed when the worker ends is the next start's.
+        kept.retain(|path| !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with("gone-")));
+        ensure!(kept.len() <= generations, "too many generations of {image} are left: {kept:?}");
+        Ok(())
     }
 
     /// Waits until nothing is against a statement.
@@ -258,6 +279,15 @@ impl Drop for KvmHost {
             eprintln!("{error:#}");
         }
     }
+}
+
+/// The directories in a directory, which may be missing itself.
+fn directories(directory: &Path) -> Result<Vec<PathBuf>> {
+    if !directory.exists() {
+        return Ok(Vec::new());
+    }
+    let entries = fs::read_dir(directory).with_context(|| format!("list {}", directory.display()))?;
+    entries.map(|entry| Ok(entry?.path())).filter(|path| path.as_ref().map_or(true, |path| path.is_dir())).collect()
 }
 
 /// All there is below a directory, which may be missing itself.

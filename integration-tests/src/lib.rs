@@ -9,6 +9,7 @@
 //! ServiceManager   what a worker is told to tell how it is
 //! SystemdHost   a guest with a real systemd, where the worker is a service
 //! Guest     the disks and keys made by `scripts/setup image`
+//! Snapshot  what a host's disk had at some moment
 //! ```
 //!
 //! Nothing is skipped: a missing artefact fails the test, with the command that makes it. Nothing sleeps: a wait ends
@@ -22,6 +23,7 @@ mod daemon;
 mod guest;
 mod host;
 mod line;
+mod luck;
 mod master;
 mod port;
 mod repository;
@@ -30,6 +32,7 @@ mod rig;
 mod running;
 mod scratch;
 mod service_manager;
+mod snapshot;
 mod stuck;
 mod systemd_host;
 mod transcript;
@@ -40,12 +43,14 @@ pub use daemon::Daemon;
 pub use guest::Guest;
 pub use host::KvmHost;
 pub use line::{Certificates, Line};
+pub use luck::{luck, times};
 pub use master::{Master, MasterPlan, Protocol, Request};
 pub use port::Ports;
 pub use repository::Repository;
 pub use rig::Rig;
 pub use running::Running;
 pub use service_manager::ServiceManager;
+pub use snapshot::Snapshot;
 pub use stuck::Stuck;
 pub use systemd_host::SystemdHost;
 pub use transcript::Transcript;
@@ -70,6 +75,17 @@ macro_rules! over_both_protocols {
             $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Pb) })+
         }
     };
+}
+
+/// Checks that a request was tried until it succeeded, and that each try before was one that the master is to repeat. Gives
+/// all of them.
+pub fn succeeded_at_last(master: &Master, request: Request, within: Duration) -> anyhow::Result<Vec<Build>> {
+    master.complete(request, within)?.succeeded()?;
+    let tries = master.tries(request)?;
+    for build in &tries[..tries.len().saturating_sub(1)] {
+        build.ended(Results::Retry)?;
+    }
+    Ok(tries)
 }
 
 /// Checks that a request's first build ended as RETRY and the second one well.

@@ -254,6 +254,12 @@ impl Master {
         self.tries(request)?.pop().context("the request was completed without a build")
     }
 
+    /// Whether a request needs no more tries.
+    pub fn is_complete(&self, request: Request) -> Result<bool> {
+        let requests: Vec<Value> = self.rest.get(&format!("buildrequests/{}", request.0), "buildrequests")?;
+        Ok(requests.first().is_some_and(|request| request["complete"] == true))
+    }
+
     /// All builds of a request that have ended.
     pub fn tries(&self, request: Request) -> Result<Vec<Build>> {
         let path = format!("builds?buildrequestid={}&complete=true&order=buildid", request.0);

@@ -1,6 +1,7 @@
 //! Processes that nobody here is the parent of.
 
 use std::fs;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Duration;
 
@@ -32,13 +33,30 @@ impl Running {
 
     /// Kills the process with SIGKILL and waits until it is gone.
     pub(crate) fn kill(&self, directory: &Path) -> Result<()> {
+        let pidfd = self.signal(directory, Signal::KILL)?;
+        ensure!(has_ended(&pidfd, Duration::from_secs(10))?, "{self:?} does not die");
+        Ok(())
+    }
+
+    /// Sends the process a signal; returns a handle on it.
+    pub(crate) fn signal(&self, directory: &Path, signal: Signal) -> Result<OwnedFd> {
         let pid = Pid::from_raw(self.pid).context("a process id is positive")?;
         let pidfd = pidfd_open(pid, PidfdFlags::empty()).with_context(|| format!("{self:?} is gone already"))?;
         // Now that it is held, the number can't become another process's.
         ensure!(Running::of(self.pid, directory).as_ref() == Some(self), "{self:?} is gone already");
-        pidfd_send_signal(&pidfd, Signal::KILL).with_context(|| format!("kill {self:?}"))?;
-        ensure!(has_ended(&pidfd, Duration::from_secs(10))?, "{self:?} does not die");
-        Ok(())
+        pidfd_send_signal(&pidfd, signal).with_context(|| format!("send {signal:?} to {self:?}"))?;
+        Ok(pidfd)
+    }
+
+    /// Whether none of its threads can do anything: a signal stopped them, or they have ended.
+    pub(crate) fn stands_still(&self) -> bool {
+        let threads = fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten();
+        let state = |thread: fs::DirEntry| {
+            let stat = fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+            // The second field is the program's name in parentheses, and may hold anything.
+            stat.rsplit_once(')').and_then(|(_, rest)| rest.trim_start().chars().next())
+        };
+        threads.map(state).all(|state| matches!(state, None | Some('T' | 't' | 'Z' | 'X')))
     }
 
     fn of(pid: i32, directory: &Path) -> Option<Running> {

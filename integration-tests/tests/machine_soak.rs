@@ -8,10 +8,6 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::env;
-use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
 use std::thread;
@@ -20,7 +16,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, ensure};
 use fastrand::Rng;
 use integration_tests::{
-    Build, Guest, KvmHost, Master, Protocol, Request, Results, Rig, Running, SOON, WITH_GUESTS, Worker,
+    Build, Guest, KvmHost, Master, Protocol, Request, Rig, Running, SOON, WITH_GUESTS, Worker, luck, succeeded_at_last,
+    times,
 };
 
 /// The variable with the number of builds.
@@ -28,9 +25,6 @@ const BUILDS: &str = "KVM_WORKER_TEST_BUILDS";
 
 /// How many there are if it says nothing.
 const FEW_BUILDS: usize = 16;
-
-/// The variable with the number that all that is random comes from. Each run prints its own.
-const SEED: &str = "KVM_WORKER_TEST_SEED";
 
 const SLOTS: u16 = 4;
 
@@ -96,10 +90,8 @@ c["workers"] = [worker.KVMWorker(each.name, each.password, max_builds=3, poll_in
 
 #[test]
 fn builds_get_unused_machines_whatever_is_killed_around_them() -> Result<()> {
-    let builds = number(BUILDS)?.map_or(Ok(FEW_BUILDS), usize::try_from)?;
-    let seed = number(SEED)?.unwrap_or_else(|| fastrand::u64(..));
-    eprintln!("{builds} builds; {SEED}={seed} has the same ones again");
-    let mut rng = Rng::with_seed(seed);
+    let builds = times(BUILDS, FEW_BUILDS)?;
+    let mut rng = luck()?;
     let mut plan = Master::plan().speaking(Protocol::Pb).python(STEPS);
     for (builder, ..) in BUILDERS {
         plan = plan.python(&format!("add_builder(c, {builder:?}, FACTORIES[{builder:?}])"));
@@ -149,7 +141,8 @@ fn builds_get_unused_machines_whatever_is_killed_around_them() -> Result<()> {
     let status = rig.worker.stop()?;
     ensure!(status.code() == Some(0), "the worker ended with {status}");
     rig.host.nothing_left()?;
-    tidy(&rig.host.state_dir())
+    rig.host.keeps("cloned", 0)?;
+    rig.host.keeps("warm", GENERATIONS)
 }
 
 /// Checks that a builder gets its machines in the way that its image has, now that nothing is killed any more.
@@ -167,11 +160,6 @@ fn comes_back(rig: &Rig, image: &str, builder: &str, how: &str) -> Result<()> {
         hows.push(build.property("vm_how").clone());
     }
     Err(anyhow!("the machines of {builder} are not made by {how} but by {hows:?}"))
-}
-
-fn number(variable: &str) -> Result<Option<u64>> {
-    let Ok(text) = env::var(variable) else { return Ok(None) };
-    text.parse().map(Some).with_context(|| format!("{variable} is {text:?} and must be a number"))
 }
 
 /// One of the builders, by their shares.
@@ -203,15 +191,11 @@ fn watch(master: &Master, requests: &[(&str, Request)], done: &AtomicUsize) -> R
     for (builder, request) in requests {
         // The last one of a builder waits for all others of it.
         let all = WITH_GUESTS * u32::try_from(requests.len())?;
-        master.complete(*request, all)?.succeeded()?;
-        let tries = master.tries(*request)?;
+        let tries = succeeded_at_last(master, *request, all)?;
         for build in &tries {
             seen.look_at(build)?;
         }
         let (last, earlier) = tries.split_last().context("a request without a build")?;
-        for build in earlier {
-            build.ended(Results::Retry)?;
-        }
         seen.retried += earlier.len();
         let how = last.property("vm_how").as_str().context("the build has no property vm_how")?.to_owned();
         let ways = BUILDERS.iter().find(|(name, ..)| name == builder).map_or(&[][..], |(.., ways)| ways);
@@ -305,24 +289,4 @@ impl Killer<'_> {
     fn kill(&self, process: &Running) -> bool {
         self.host.kill(process).is_ok()
     }
-}
-
-/// Checks what a worker that has ended keeps: whole templates, and no more generations than it should.
-fn tidy(state_dir: &Path) -> Result<()> {
-    let kept = |what: &str, image: &str| -> Result<Vec<PathBuf>> {
-        let directory = state_dir.join(what).join(image);
-        let entries = fs::read_dir(&directory).with_context(|| format!("list {}", directory.display()))?;
-        entries.map(|entry| Ok(entry?.path())).filter(|path| path.as_ref().map_or(true, |path| path.is_dir())).collect()
-    };
-    for image in ["cloned", "warm"] {
-        let templates = kept("templates", image)?;
-        ensure!(templates.len() <= 1, "more than one template of {image} is left: {templates:?}");
-        for template in templates {
-            let mode = fs::metadata(&template)?.permissions().mode() & 0o777;
-            ensure!(mode == 0o700, "{} has the mode {mode:o}", template.display());
-        }
-    }
-    let generations = kept("generations", "warm")?;
-    ensure!(generations.len() <= GENERATIONS, "too many generations are left: {generations:?}");
-    Ok(())
 }
