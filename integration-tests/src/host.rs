@@ -3,18 +3,19 @@
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Output};
+use std::process::{Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 use std::{env, fs, thread};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
+use serde_json::Value as Json;
 use toml::{Table, Value};
 
 use crate::artefacts::worker_binary;
 use crate::port::is_free;
 use crate::scratch::Scratch;
-use crate::{Guest, Master, Ports, Running, SOON, Worker};
+use crate::{Daemon, Guest, Master, Ports, Running, SOON, WITH_GUESTS, Worker};
 
 /// How long something that was killed may take to go.
 const GOING: Duration = Duration::from_secs(10);
@@ -117,9 +118,45 @@ impl KvmHost {
 
     /// Runs the worker's program with other arguments than those that make it a worker, for the same configuration.
     pub fn ask(&self, arguments: &[&str]) -> Result<Output> {
+        let output = self.asking(arguments)?.stdin(Stdio::null()).output();
+        output.with_context(|| format!("run kvm-worker {arguments:?}"))
+    }
+
+    /// Begins to do so, for what does not end by itself.
+    pub fn begin(&self, arguments: &[&str]) -> Result<Daemon> {
+        Daemon::spawn("kvm-worker", &mut self.asking(arguments)?, None)
+    }
+
+    /// The command that does so.
+    pub fn asking(&self, arguments: &[&str]) -> Result<Command> {
         let mut command = self.command()?;
-        command.args(arguments).arg("--config").arg(self.write_configuration()?);
-        command.output().with_context(|| format!("run kvm-worker {arguments:?}"))
+        // What follows two dashes is for the guest.
+        let end = arguments.iter().position(|word| *word == "--").unwrap_or(arguments.len());
+        let (ours, guests) = arguments.split_at(end);
+        command.args(ours).arg("--config").arg(self.write_configuration()?).args(guests);
+        Ok(command)
+    }
+
+    /// How the running worker says it is, as `status --json` has it.
+    pub fn status(&self) -> Result<Json> {
+        let output = self.ask(&["status", "--json"])?;
+        ensure!(output.status.success(), "status ended with {output:?}");
+        serde_json::from_slice(&output.stdout).context("understand what status says")
+    }
+
+    /// Waits until what the running worker says of a slot is right, and returns it.
+    pub fn slot_becomes(&self, slot: u16, statement: &str, is_right: impl Fn(&Json) -> bool) -> Result<Json> {
+        let deadline = Instant::now() + WITH_GUESTS;
+        loop {
+            let status = self.status()?;
+            let said = &status["slots"][usize::from(slot)];
+            if is_right(said) {
+                return Ok(said.clone());
+            }
+            ensure!(Instant::now() < deadline, "slot {slot} is not {statement}: {status:#}");
+            // Another process says it, and only when it is asked.
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// The directory whose subdirectories the master gives to its builders.

@@ -77,7 +77,12 @@ pub struct Invocation {
     pub placement: Placement,
     /// The Buildbot log that gets what the VM's serial console prints meanwhile.
     pub console_log: Option<String>,
+    /// The name of the build's step that it is of, as far as [`MAX_STEP`] characters of it.
+    pub step: Option<String>,
 }
+
+/// How much of a step's name is kept, in characters.
+pub const MAX_STEP: usize = 100;
 
 /// The version the standard commands are advertised with: that of Buildbot 4.3.0's worker.
 pub const STANDARD_VERSION: &str = "3.3";
@@ -122,7 +127,9 @@ impl Invocation {
             Some("host") => Placement::Host,
             Some(_) => Placement::Vm(Name::parse(args, "vm")?.unwrap_or_else(Name::default_vm)),
         };
-        Ok(Invocation { command, placement, console_log: args.text("console_log")? })
+        // It is for people alone, so that none that makes no sense is worth a failed build.
+        let step = args.text("step").ok().flatten().map(|step| step.chars().take(MAX_STEP).collect());
+        Ok(Invocation { command, placement, console_log: args.text("console_log")?, step })
     }
 }
 
@@ -133,6 +140,18 @@ impl Command {
             self,
             Command::VmStart(_) | Command::VmCopy(_) | Command::VmReboot(_) | Command::VmStop(_) | Command::VmInfo(_)
         )
+    }
+
+    /// The VM that a `vm_…` command names; none of `vm_info` if it is about all.
+    pub fn vm(&self) -> Option<&Name> {
+        match self {
+            Command::VmStart(start) => Some(&start.vm),
+            Command::VmCopy(copy) => Some(&copy.vm),
+            Command::VmReboot(reboot) => Some(&reboot.vm),
+            Command::VmStop(stop) => Some(&stop.vm),
+            Command::VmInfo(info) => info.vm.as_ref(),
+            _ => None,
+        }
     }
 
     /// Changes every path of the command that is not one from `~`; the host's paths of the `vm_…` commands included.

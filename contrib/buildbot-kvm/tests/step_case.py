@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 from buildbot.process.results import RETRY, SUCCESS
 from buildbot.test import fakedb
@@ -42,6 +43,12 @@ class StepCase(TestBuildStepMixin, TestReactorMixin, unittest.TestCase):
         self.build.stopped = False
         self.build.results = SUCCESS
         return step
+
+    def expect_commands(self, *expected: Expect) -> None:
+        """Expect commands, each with the step's name, whatever it is if the test does not say it."""
+        for command in expected:
+            command.args.setdefault("step", mock.ANY)
+        super().expect_commands(*expected)
 
     def earlier_builds(self, *results: int) -> defer.Deferred[None]:
         """Record earlier builds of the same request."""

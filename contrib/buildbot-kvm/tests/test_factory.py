@@ -257,6 +257,13 @@ class Building(BuildCase):
         )
         self.assertEqual(seen, [None, ["make", "all"], None])
 
+    @defer.inlineCallbacks
+    def test_each_command_names_its_step(self) -> Any:
+        seen = []
+        self.answers(lambda _name, args: seen.append(args.get("step")))
+        yield self.run_build(in_vm([shell("compile"), on_host(shell("sign"))], "debian"))
+        self.assertEqual(seen, ["start-vm", "compile", "sign", "stop-vm"])
+
     def test_commands_about_machines_are_about_those_they_name(self) -> defer.Deferred[Any]:
         class Asking(BuildStep):
             name = "asking"

@@ -27,6 +27,11 @@ class Running(StepCase):
             VMShellCommand(command=["make", "check"]), shell(["make", "check"]).exit(0), SUCCESS, "'make check'"
         )
 
+    def test_command_names_its_step(self) -> defer.Deferred[Any]:
+        expected = shell("make")
+        expected.args["step"] = "compile"
+        return self.check(VMShellCommand(command="make", name="compile"), expected.exit(0), SUCCESS, "'make'")
+
     def test_arguments_of_a_shell_command_are_taken(self) -> defer.Deferred[Any]:
         self.expect_log_file("config", "checking for cc\n")
         step = VMShellCommand(

@@ -3,13 +3,16 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config::Overrides;
-use crate::control::ImageName;
+use crate::control::{self, ImageName};
+use crate::exit;
+use crate::info::CONFIG_VARIABLE;
 
 /// A Buildbot worker that runs builds in fresh QEMU/KVM machines.
 #[derive(Debug, Parser)]
-#[command(name = "kvm-worker", version, arg_required_else_help = true)]
+#[command(name = "kvm-worker", version, arg_required_else_help = true, after_long_help = exit::HELP)]
 pub(crate) struct Cli {
     #[command(subcommand)]
     pub verb: Verb,
@@ -36,6 +39,61 @@ pub(crate) enum Verb {
     /// like, and what to do. Run it as the worker's user. The master is asked for nothing but to look at the password.
     /// Exit status: 0 if nothing failed; 1 if something did; 2 if the configuration or the command line can't be used.
     Check(Check),
+    /// Show how a running worker is: its master, its slots, and what goes on in each.
+    ///
+    /// Exit status: 0; 1 if no worker runs; 2 if the configuration or the command line can't be used.
+    Status {
+        #[command(flatten)]
+        worker: Worker,
+        #[command(flatten)]
+        look: Look,
+    },
+    /// Show what the serial console of the machine in a slot printed.
+    ///
+    /// Exit status: 0; 1 if no worker runs or no machine is in the slot; 2 if the configuration or the command line can't be
+    /// used.
+    Console {
+        #[command(flatten)]
+        worker: Worker,
+        /// Go on until the machine ends.
+        #[arg(short, long)]
+        follow: bool,
+        /// Show bytes as they are. Without it what moves the cursor, sets colours or does anything else to a terminal is left
+        /// out.
+        #[arg(long)]
+        raw: bool,
+        /// The slot, as status says it.
+        slot: u16,
+    },
+    /// Log in to the machine in a slot with OpenSSH's client, a running build's, too.
+    ///
+    /// The guest's key has to be readable, which it is for the worker's user. Exit status: the client's, which is the
+    /// command's, or 255; 1 if no worker runs or there is no such machine; 2 if the configuration or the command line can't
+    /// be used.
+    Ssh {
+        #[command(flatten)]
+        worker: Worker,
+        /// The slot, as status says it.
+        slot: u16,
+        /// A program and its arguments, or one word that is a line for the guest's shell. Without, it is a shell for a person.
+        #[arg(last = true, value_name = "COMMAND")]
+        command: Vec<String>,
+    },
+    /// Run a command in a fresh machine, which ends with it. No master has to do with it.
+    ///
+    /// The machine is the running worker's, and waits for slot, memory and disk space as those of builds do. If no worker
+    /// runs, the machine is this process' own. Exit status: the command's; 124 if it did not end in time; 125 if there was no
+    /// machine for it, or it was lost; 126 and 127 if the program can't be executed or is not there; 128 and the signal's
+    /// number if one ended it.
+    Exec {
+        #[command(flatten)]
+        worker: Worker,
+        /// Say nothing of how the machine starts.
+        #[arg(short, long)]
+        quiet: bool,
+        #[command(flatten)]
+        exec: Exec,
+    },
     /// End the machine that a running worker holds in a slot for a person.
     ///
     /// Exit status: 0 if it has ended; 1 if no worker runs, or none is held there; 2 if the configuration or the command
@@ -50,6 +108,25 @@ pub(crate) enum Verb {
     Image {
         #[command(subcommand)]
         verb: ImageVerb,
+    },
+    /// Print what has a shell complete command lines of kvm-worker.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Print the manual page, or write one for each command.
+    Man {
+        /// The directory to write them to, such as /usr/local/share/man/man1.
+        #[arg(value_name = "DIR")]
+        directory: Option<PathBuf>,
+    },
+    /// Say which version this is, what it speaks, and which QEMU there is.
+    Version {
+        #[command(flatten)]
+        worker: Worker,
+        /// As JSON.
+        #[arg(long)]
+        json: bool,
     },
     /// Print a configuration file with every key, its default and what it does.
     PrintConfig,
@@ -168,10 +245,55 @@ pub(crate) struct ImageGc {
 /// Which worker is meant.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Worker {
-    /// The configuration file the worker runs with; its pool.state_dir tells where to find it. KVM_WORKER__SECTION__KEY
+    /// The configuration file the worker runs with; its control.socket is where it is asked. KVM_WORKER__SECTION__KEY
     /// variables are laid over it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = CONFIG_VARIABLE)]
     pub config: Option<PathBuf>,
+}
+
+/// How a worker is looked at.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub(crate) struct Look {
+    /// As JSON, whose names the manual documents.
+    #[arg(long)]
+    pub json: bool,
+    /// Again once a second, until q or Ctrl-C is pressed.
+    #[arg(short, long)]
+    pub watch: bool,
+}
+
+/// A command in a fresh machine.
+#[derive(Debug, clap::Args)]
+#[group(skip)]
+pub(crate) struct Exec {
+    /// How many processors the machine has, if not as many as its image says.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    cpus: Option<u32>,
+    /// How much memory it has, likewise.
+    #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(16..))]
+    memory_mib: Option<u32>,
+    /// How long the command may run. The machine may run for pool.time_to_live at most.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    timeout: Option<u64>,
+    /// Keep the machine after the command for so long, and at most for pool.max_hold, to look into it.
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    keep: Option<u64>,
+    /// Pass standard input on to the command. Without, it has none.
+    #[arg(short = 'i', long)]
+    stdin: bool,
+    /// The image.
+    image: ImageName,
+    /// The program and its arguments; `sh -c LINE` for a line. Without, it is a shell for a person, by OpenSSH's client.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl Exec {
+    /// The same for the worker.
+    pub(crate) fn wanted(self) -> control::Exec {
+        let Exec { cpus, memory_mib, timeout, keep, stdin, image, command } = self;
+        control::Exec { image, cpus, memory_mib, timeout, keep, stdin, command }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -188,7 +310,7 @@ pub(crate) struct Import {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Run {
     /// The configuration file; the other options and KVM_WORKER__SECTION__KEY variables are laid over it.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = CONFIG_VARIABLE)]
     pub config: Option<PathBuf>,
     /// The master, as pb://HOST:PORT, pbs://HOST:PORT, ws://HOST:PORT or wss://HOST:PORT [worker.master].
     #[arg(long, value_name = "URL")]

@@ -11,7 +11,7 @@ use protocol::{Value, WorkerInfo};
 use crate::config::Config;
 
 /// The version of Buildbot's worker that this one stands in for.
-const BUILDBOT_VERSION: &str = "4.3.0";
+pub(crate) const BUILDBOT_VERSION: &str = "4.3.0";
 
 /// The largest file of `info/` that is passed on, in bytes.
 const MAX_INFO_FILE: u64 = 64 * 1024;
@@ -38,6 +38,9 @@ const SERVICE_VARIABLES: [&str; 12] = [
 
 /// What the variables of the worker's own configuration begin with.
 const OWN_PREFIX: &str = "KVM_WORKER__";
+
+/// The variable that names the configuration's file.
+pub(crate) const CONFIG_VARIABLE: &str = "KVM_WORKER_CONFIG";
 
 /// The state of the pool, which changes from one question to the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,7 +106,9 @@ pub(crate) fn environment() -> Vec<(OsString, OsString)> {
 }
 
 fn is_our_own(name: &OsStr) -> bool {
-    name.as_bytes().starts_with(OWN_PREFIX.as_bytes()) || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
+    name.as_bytes().starts_with(OWN_PREFIX.as_bytes())
+        || name == CONFIG_VARIABLE
+        || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
 }
 
 fn looks_secret(name: &str) -> bool {

@@ -1,5 +1,7 @@
 //! kvm-worker: a Buildbot-compatible worker that runs builds in fresh QEMU/KVM machines.
 
+mod about;
+mod ask;
 mod builders;
 mod check;
 mod cli;
@@ -8,6 +10,8 @@ mod config;
 mod control;
 mod core_tasks;
 mod daemon;
+mod exec;
+mod exit;
 mod host_access;
 mod images;
 mod import;
@@ -17,23 +21,17 @@ mod master;
 mod notify;
 mod output;
 mod place;
+mod plain;
 mod pool;
 
 use std::path::Path;
 use std::process::ExitCode;
-use std::time::Duration;
 
 use clap::Parser;
 
-use crate::cli::{Cli, ImageVerb, Import, Run, Verb, Worker};
+use crate::cli::{Cli, ImageVerb, Import, Run, Verb};
 use crate::config::{Config, Overrides};
 use crate::control::Request;
-
-/// The exit status for a configuration that can't be used; clap uses it for a wrong command line, too.
-const BAD_CONFIGURATION: u8 = 2;
-
-/// How much longer than the worker itself the command line waits for the worker's answer.
-const CONTROL_SLACK: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     match Cli::parse().verb {
@@ -42,18 +40,31 @@ fn main() -> ExitCode {
         Verb::Check(look) => check::check(&look),
         Verb::Image { verb: ImageVerb::Check(look) } => check::check_images(&look),
         Verb::Image { verb: ImageVerb::List(wanted) } => {
-            with_worker(&wanted.worker, |config, ask| images::list(config, &wanted, ask))
+            ask::with_worker(&wanted.worker, |config, ask| images::list(config, &wanted, ask))
         }
         Verb::Image { verb: ImageVerb::Gc(wanted) } => {
-            with_worker(&wanted.worker, |config, ask| images::gc(config, &wanted, ask))
+            ask::with_worker(&wanted.worker, |config, ask| images::gc(config, &wanted, ask))
         }
-        Verb::Release { worker, slot } => ask(&worker, &Request::Release { slot }),
-        Verb::Image { verb: ImageVerb::Generations { worker, image } } => ask(&worker, &Request::Generations { image }),
+        Verb::Status { worker, look } => ask::status(&worker, look),
+        Verb::Console { worker, slot, follow, raw } => {
+            ask::console(&worker, slot, follow, if raw { ask::Form::Raw } else { ask::Form::Plain })
+        }
+        Verb::Ssh { worker, slot, command } => ask::ssh(&worker, slot, &command),
+        Verb::Exec { worker, quiet, exec } => ask::exec(&worker, exec.wanted(), quiet),
+        Verb::Release { worker, slot } => ask::ask(&worker, &Request::Release { slot }),
+        Verb::Image { verb: ImageVerb::Generations { worker, image } } => {
+            ask::ask(&worker, &Request::Generations { image })
+        }
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
-            ask(&worker, &Request::Rollback { image, generation })
+            ask::ask(&worker, &Request::Rollback { image, generation })
         }
-        Verb::Image { verb: ImageVerb::Template { worker, image } } => ask(&worker, &Request::Template { image }),
-        Verb::Image { verb: ImageVerb::Templates { worker, image } } => ask(&worker, &Request::Templates { image }),
+        Verb::Image { verb: ImageVerb::Template { worker, image } } => ask::ask(&worker, &Request::Template { image }),
+        Verb::Image { verb: ImageVerb::Templates { worker, image } } => {
+            ask::ask(&worker, &Request::Templates { image })
+        }
+        Verb::Completions { shell } => about::completions(shell),
+        Verb::Man { directory } => about::manual(directory.as_deref()),
+        Verb::Version { worker, json } => about::version(&worker, json),
         Verb::PrintConfig => {
             print!("{}", config::DEFAULT_FILE);
             ExitCode::SUCCESS
@@ -75,50 +86,14 @@ fn serve(run: &Run) -> ExitCode {
     });
     match result {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("kvm-worker: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// Does something with a configuration and a way to ask the worker that runs with it, if one does.
-fn with_worker(
-    worker: &Worker,
-    act: impl FnOnce(&Config, &dyn Fn(&Request) -> anyhow::Result<control::Answer>) -> ExitCode,
-) -> ExitCode {
-    let config = match load(worker.config.as_deref(), &Overrides::default()) {
-        Ok(config) => config,
-        Err(status) => return status,
-    };
-    let ask = |request: &Request| {
-        control::ask(&config.pool.state_dir, request, daemon::answer_within(&config, request) + CONTROL_SLACK)
-    };
-    act(&config, &ask)
-}
-
-/// Has a running worker do something and says what came of it.
-fn ask(worker: &Worker, request: &Request) -> ExitCode {
-    let config = match load(worker.config.as_deref(), &Overrides::default()) {
-        Ok(config) => config,
-        Err(status) => return status,
-    };
-    match control::ask(&config.pool.state_dir, request, daemon::answer_within(&config, request) + CONTROL_SLACK) {
-        Ok(answer) => {
-            print!("{answer}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("kvm-worker: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failed(&error),
     }
 }
 
 fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Config, ExitCode> {
     Config::load(file, overrides).map_err(|problems| {
         eprintln!("kvm-worker: {problems}");
-        ExitCode::from(BAD_CONFIGURATION)
+        exit::code(exit::UNUSABLE)
     })
 }
 
@@ -131,9 +106,6 @@ fn take_over(import: &Import) -> ExitCode {
             eprint!("{}", imported.report);
             if imported.report.is_complete() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
         }
-        Err(error) => {
-            eprintln!("kvm-worker: {error:#}");
-            ExitCode::FAILURE
-        }
+        Err(error) => exit::failed(&error),
     }
 }

@@ -263,6 +263,25 @@ fn vm_arguments_are_parsed_into_names_and_ranges() {
     }
 }
 
+#[test]
+fn a_step_s_name_is_bounded_and_never_refused() {
+    let check = |step: Option<Value>, expected: Option<String>| {
+        let step = step.map(|step| ("step", step));
+        let start = StartCommand {
+            command_id: CommandId("1".to_owned()),
+            builder: None,
+            name: "vm_info".to_owned(),
+            args: step.into_iter().collect(),
+        };
+        assert_eq!(Invocation::parse(&start).map(|invocation| invocation.step), Ok(expected));
+    };
+    check(None, None);
+    check(Some("compile".into()), Some("compile".to_owned()));
+    check(Some("ü".repeat(101).as_str().into()), Some("ü".repeat(100)));
+    check(Some(7.into()), None);
+    check(Some(Value::Bytes(vec![0xff])), None);
+}
+
 fn any_value() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Nil),

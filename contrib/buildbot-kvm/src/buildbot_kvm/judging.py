@@ -141,6 +141,12 @@ def check_worker(step: Any) -> None:
         raise VMError("vm_unknown", sentence)
 
 
+def name_step(step: Any, command: RemoteCommand) -> None:
+    """Tell the worker which step a command is of, for ``kvm-worker status`` on its host."""
+    if step.workerVersion("vm_start"):
+        command.args["step"] = str(step.name)
+
+
 def log_console(step: Any, command: RemoteCommand, name: str) -> None:
     """Ask the worker for the console's output while a command runs, and give it a log of the step.
 

@@ -11,7 +11,7 @@ from buildbot.util import ComparableMixin
 from twisted.internet import defer
 from zope.interface import implementer
 
-from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console
+from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console, name_step
 from buildbot_kvm.mixing import mix_in
 from buildbot_kvm.step import DEFAULT_VM, VMMixin, check_name, check_number
 
@@ -128,6 +128,7 @@ class PlacedMixin(JudgingMixin):
         return await super().runCommand(command)
 
     def __place(self, command: RemoteCommand) -> None:
+        name_step(self, command)
         # A command about machines says itself which one it is about.
         if str(command.remote_command).startswith("vm_"):
             return

@@ -9,7 +9,7 @@ from buildbot.interfaces import IRenderable
 from buildbot.process.buildstep import BuildStepCancelled
 from twisted.internet import defer
 
-from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console
+from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console, name_step
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +69,7 @@ class VMMixin(JudgingMixin):
 
     async def _run_command(self, command: RemoteCommand) -> Any:
         check_worker(self)
+        name_step(self, command)
         result = await super().runCommand(command)
         if self.stopped or command.interrupted:
             # Half an answer is none: no property is to be made of it.

@@ -1,28 +1,17 @@
 //! Shows what a VM's serial console prints as a Buildbot log.
 
 use std::convert::Infallible;
-use std::io::SeekFrom;
 use std::path::Path;
-use std::time::Duration;
-
-use nix::errno::Errno;
-use nix::unistd::{Whence, lseek};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use crate::output::LogWriter;
-
-/// How often the console's file is looked at. QEMU writes it, and nothing tells us when.
-const POLL: Duration = Duration::from_millis(200);
-
-/// How much is shown at once at most, in bytes.
-const BLOCK: usize = 32 * 1024;
+#[cfg(test)]
+use crate::pool::CONSOLE_BLOCK as BLOCK;
+use crate::pool::{CONSOLE_POLL, ConsoleFile, ConsolePiece};
 
 /// A console that is being shown.
 #[derive(Debug)]
 pub(crate) struct Console {
-    file: File,
-    shown: u64,
+    file: ConsoleFile,
     log: LogWriter,
 }
 
@@ -30,57 +19,36 @@ impl Console {
     /// Shows the console that goes to `path` from `shown` bytes on. It can still be shown to its end when the file has
     /// been removed meanwhile.
     pub(crate) async fn open(path: &Path, shown: u64, log: LogWriter) -> std::io::Result<Self> {
-        Ok(Console { file: File::open(path).await?, shown, log })
+        Ok(Console { file: ConsoleFile::open(path, shown).await?, log })
     }
 
     /// How many bytes have been shown.
     pub(crate) fn shown(&self) -> u64 {
-        self.shown
+        self.file.at()
     }
 
     /// Shows what is printed, as it is printed, until the future is dropped. What was shown is never shown again.
     pub(crate) async fn follow(&mut self) -> Infallible {
         loop {
             self.catch_up().await;
-            tokio::time::sleep(POLL).await;
-        }
-    }
-
-    /// Where what is to be shown goes on; nothing at the end of the file.
-    fn next_data(&self) -> Option<u64> {
-        let shown = i64::try_from(self.shown).ok()?;
-        match lseek(&self.file, shown, Whence::SeekData) {
-            Ok(next) => u64::try_from(next).ok(),
-            Err(Errno::ENXIO) => None,
-            // A file system that knows no holes has none.
-            Err(_) => Some(self.shown),
+            tokio::time::sleep(CONSOLE_POLL).await;
         }
     }
 
     /// Shows what has been printed so far, and not what is printed meanwhile: a guest may print faster than the master takes.
     pub(crate) async fn catch_up(&mut self) {
-        let Ok(metadata) = self.file.metadata().await else { return };
-        let mut block = vec![0; BLOCK];
-        while self.shown < metadata.len()
-            && let Some(next) = self.next_data()
+        let Ok(length) = self.file.length().await else { return };
+        while self.file.at() < length
+            && let Some(piece) = self.file.next().await
         {
-            // What a guest printed without end is given back to the file system.
-            let gone = next - self.shown;
-            if gone > 0 && !self.log.write(format!("[{gone} bytes that were printed before are not kept]\n")).await {
-                return;
-            }
-            self.shown = next;
-            if self.file.seek(SeekFrom::Start(next)).await.is_err() {
-                return;
-            }
-            match self.file.read(&mut block).await {
-                Ok(bytes) if bytes > 0 => {
-                    if !self.log.write(block[..bytes].to_vec()).await {
-                        return;
-                    }
-                    self.shown += bytes as u64;
+            let shown = match piece {
+                ConsolePiece::Gone(gone) => {
+                    self.log.write(format!("[{gone} bytes that were printed before are not kept]\n")).await
                 }
-                _ => return,
+                ConsolePiece::Bytes(bytes) => self.log.write(bytes).await,
+            };
+            if !shown {
+                return;
             }
         }
     }
@@ -88,7 +56,7 @@ impl Console {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{Seek, Write};
+    use std::io::{Seek, SeekFrom, Write};
 
     use super::super::fake_master::{Reply, Stage};
     use super::super::scenery::Where;

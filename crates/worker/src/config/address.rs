@@ -85,6 +85,16 @@ impl MasterAddress {
     }
 }
 
+impl Scheme {
+    /// What the protocol is called, whether TLS is around it or not.
+    pub(crate) fn protocol(self) -> &'static str {
+        match self {
+            Scheme::Ws | Scheme::Wss => "msgpack",
+            Scheme::Pb | Scheme::Pbs => "pb",
+        }
+    }
+}
+
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -4,6 +4,7 @@
 //! Nothing outside this module reads them. `default.toml` documents every key.
 
 mod address;
+mod control;
 mod image;
 mod password;
 mod problem;
@@ -21,6 +22,7 @@ use config::{Environment, File, FileFormat};
 use protocol::command::Name;
 
 pub(crate) use address::{MasterAddress, Scheme};
+pub(crate) use control::Control;
 pub(crate) use image::{DiskFormat, Image};
 pub(crate) use password::{Password, PasswordSource};
 use problem::Problem;
@@ -42,6 +44,7 @@ pub(crate) struct Config {
     pub connection: Connection,
     pub pool: Pool,
     pub log: Log,
+    pub control: Control,
     pub images: BTreeMap<Name, Image>,
 }
 
@@ -174,9 +177,12 @@ impl Config {
         let mut root = Section::root(tree, &problems);
         let worker = parse_worker(root.section("worker"));
         let profiles = profile::parse(root.named_sections("profiles"), &problems);
+        let connection = parse_connection(root.section("connection"));
+        let pool = parse_pool(root.section("pool"), &worker.basedir);
         let config = Config {
-            connection: parse_connection(root.section("connection")),
-            pool: parse_pool(root.section("pool"), &worker.basedir),
+            connection,
+            control: Control::parse(root.section("control"), &pool.state_dir),
+            pool,
             log: parse_log(root.section("log")),
             images: root
                 .named_sections("images")

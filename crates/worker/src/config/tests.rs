@@ -31,7 +31,7 @@ fn the_documented_defaults_are_the_defaults() {
 /// What the file documents is all there is: each key appears in it, if only in a comment.
 #[test]
 fn every_key_is_documented() {
-    let complaint = parse(&format!("{MINIMAL}qqqqqqqq = 1\n[connection]\nqqqqqqqq = 1\n[pool]\nqqqqqqqq = 1\n[log]\nqqqqqqqq = 1\n[images.i]\nqqqqqqqq = 1\n[profiles.p]\nqqqqqqqq = 1\n"))
+    let complaint = parse(&format!("{MINIMAL}qqqqqqqq = 1\n[connection]\nqqqqqqqq = 1\n[pool]\nqqqqqqqq = 1\n[control]\nqqqqqqqq = 1\n[log]\nqqqqqqqq = 1\n[images.i]\nqqqqqqqq = 1\n[profiles.p]\nqqqqqqqq = 1\n"))
         .unwrap_err()
         .join("\n");
     let keys: Vec<_> = complaint
@@ -86,7 +86,7 @@ fn all_problems_are_told_at_once_with_key_value_and_remedy() {
             "images.../x: choose a name of at most 64 letters, digits, '_', '.', '+' and '-', other than 'host'",
             "images.d.append = quiet: goes with kernel, which is missing",
             "images.d.host_key = \"nonsense\": should be a line such as \"ssh-ed25519 AAAA...\"",
-            "unrelated_things: is not a key; the keys here are worker, profiles, connection, pool, log, images",
+            "unrelated_things: is not a key; the keys here are worker, profiles, connection, pool, control, log, images",
         ],
     );
 }
@@ -312,4 +312,23 @@ fn built_in_profiles_have_every_command_and_sh_can_read_theirs() {
     assert!(windows[5].1.contains("@('10.77.0.1 a\n10.77.0.2 it''s' -split"), "{}", windows[5].1);
     assert!(windows[3].1.contains("FromUnixTimeSeconds('1700000000')"), "{}", windows[3].1);
     assert!(commands("freebsd")[3].1.contains("date -u -f %s '1700000000'"));
+}
+
+#[test]
+fn a_group_gets_a_socket_that_it_can_reach() {
+    let parsed = |control: &str| parse(&format!("{MINIMAL}[control]\n{control}\n")).map(|config| config.control);
+    let control = |socket: &str, group: Option<&str>| {
+        Ok(Control { socket: PathBuf::from(socket), group: group.map(str::to_owned) })
+    };
+    assert_eq!(parsed(""), control("/b-vms/control.sock", None));
+    assert_eq!(parsed("socket = \"/run/k/c\"\ngroup = \"g\""), control("/run/k/c", Some("g")));
+    let refused = |text: &str, expected: &str| {
+        let problems = parsed(text).unwrap_err();
+        assert!(problems.len() == 1 && problems[0].starts_with(expected), "{problems:?}");
+    };
+    refused("group = \"g\"", "control.group = \"g\": set control.socket, too");
+    refused("group = \"g\"\nsocket = \"/b-vms/c\"", "control.group = \"g\": set control.socket, too");
+    refused("socket = \"c\"", "control.socket = \"c\": should be an absolute path");
+    let long = "x".repeat(107);
+    refused(&format!("socket = \"/{long}\""), "control.socket = ");
 }

@@ -2,48 +2,126 @@
 
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 
-use super::message::Printable;
-use super::{Answer, MAX_LINE, Request, Response, socket};
+use super::talk::Input;
+use super::{Answer, MAX_SAID, Request, Response};
+use crate::plain::plain;
 
-/// Asks the worker that uses a state directory, and waits so long for its answer.
+/// Why a worker can't be asked.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NoConversation {
+    /// Nobody listens.
+    #[error("no worker runs on {}", .0.display())]
+    NoWorker(PathBuf),
+    /// Anything else.
+    #[error(transparent)]
+    Other(#[from] anyhow::Error),
+}
+
+/// A question that a worker was asked, and what it says.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    path: PathBuf,
+    patience: Duration,
+    reader: BufReader<UnixStream>,
+}
+
+impl Conversation {
+    /// Asks the worker that listens on a socket; each line of its answer is waited for so long.
+    pub(crate) fn begin(path: &Path, request: &Request, patience: Duration) -> Result<Self, NoConversation> {
+        let stream = match UnixStream::connect(path) {
+            Ok(stream) => stream,
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
+                return Err(NoConversation::NoWorker(path.to_owned()));
+            }
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(anyhow::anyhow!(
+                    "{} is for the worker's user and group; run this as one of these or as root, or see control.group",
+                    path.display()
+                )
+                .into());
+            }
+            Err(error) => {
+                return Err(anyhow::Error::new(error).context(format!("connect to {}", path.display())).into());
+            }
+        };
+        let begun = Conversation { path: path.to_owned(), patience, reader: BufReader::new(stream) };
+        begun.ask(request)?;
+        Ok(begun)
+    }
+
+    fn ask(&self, request: &Request) -> anyhow::Result<()> {
+        let stream = self.reader.get_ref();
+        stream.set_read_timeout(Some(self.patience))?;
+        stream.set_write_timeout(Some(self.patience))?;
+        write(stream, request).with_context(|| format!("ask the worker on {}", self.path.display()))
+    }
+
+    /// What says more to the worker, from another thread.
+    pub(crate) fn voice(&self) -> io::Result<Voice> {
+        self.reader.get_ref().try_clone().map(Voice)
+    }
+
+    /// The next thing the worker says.
+    pub(crate) fn next(&mut self) -> anyhow::Result<Response> {
+        let mut line = Vec::new();
+        match (&mut self.reader).take(MAX_SAID).read_until(b'\n', &mut line) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                bail!("the worker did not answer within {} s", self.patience.as_secs())
+            }
+            read => read.with_context(|| format!("hear the worker on {}", self.path.display()))?,
+        };
+        if line.is_empty() {
+            bail!("the worker ended before it answered");
+        }
+        serde_json::from_slice(&line).context("understand the worker's answer; is it of another version?")
+    }
+
+    /// Waits for the answer, and passes progress on.
+    pub(crate) fn answer(mut self, progress: &mut dyn FnMut(&str)) -> anyhow::Result<Answer> {
+        loop {
+            match self.next()? {
+                Response::Done(answer) => return Ok(answer),
+                // It may have words of a guest in it, and what follows the first line is its console.
+                Response::Refused(why) => bail!("{}", plain(why.as_bytes())),
+                Response::Progress(line) => progress(&line),
+                // Not said to what is asked in this way.
+                _ => {}
+            }
+        }
+    }
+}
+
+/// What says more to a worker.
+#[derive(Debug)]
+pub(crate) struct Voice(UnixStream);
+
+impl Voice {
+    /// Says something the worker asked for.
+    pub(crate) fn say(&self, input: &Input) -> io::Result<()> {
+        write(&self.0, input)
+    }
+}
+
+/// Asks the worker that listens on a socket, and waits so long for its answer.
 ///
 /// # Errors
 /// No worker runs, or it refuses.
-pub(crate) fn ask(state_dir: &Path, request: &Request, patience: Duration) -> anyhow::Result<Answer> {
-    let path = socket(state_dir);
-    let mut stream = match UnixStream::connect(&path) {
-        Ok(stream) => stream,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
-            bail!("no worker runs on {}, or none with images", state_dir.display())
-        }
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
-            bail!("{} is the worker's user's alone; run this as that user or as root", path.display())
-        }
-        Err(error) => return Err(error).with_context(|| format!("connect to {}", path.display())),
-    };
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
-    let mut line = serde_json::to_vec(request)?;
+pub(crate) fn ask(
+    path: &Path,
+    request: &Request,
+    patience: Duration,
+    progress: &mut dyn FnMut(&str),
+) -> anyhow::Result<Answer> {
+    Conversation::begin(path, request, patience)?.answer(progress)
+}
+
+fn write(mut stream: &UnixStream, line: &impl serde::Serialize) -> io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
     line.push(b'\n');
-    stream.write_all(&line).with_context(|| format!("ask the worker on {}", path.display()))?;
-    let mut line = Vec::new();
-    let read = BufReader::new(stream.take(MAX_LINE)).read_until(b'\n', &mut line);
-    match read {
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            bail!("the worker did not answer within {} s", patience.as_secs())
-        }
-        read => read.with_context(|| format!("hear the worker on {}", path.display()))?,
-    };
-    if line.is_empty() {
-        bail!("the worker ended before it answered");
-    }
-    match serde_json::from_slice(&line).context("understand the worker's answer; is it of another version?")? {
-        Response::Done(answer) => Ok(answer),
-        Response::Refused(why) => bail!("{}", Printable(&why)),
-    }
+    stream.write_all(&line)
 }

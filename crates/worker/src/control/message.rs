@@ -4,11 +4,29 @@ use protocol::command::Name;
 use serde::{Deserialize, Serialize};
 
 use super::images::{Garbage, ImageLine, ImageTable};
+use super::status::{Login, Status};
+use super::talk::Bytes;
 
 /// What is asked of a worker.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "verb", rename_all = "kebab-case", deny_unknown_fields)]
 pub(crate) enum Request {
+    /// Tells how the worker is.
+    Status,
+    /// Shows what the console of the machine in a slot has printed.
+    Console {
+        /// The slot's number.
+        slot: u16,
+        /// Whether to go on until the machine ends.
+        follow: bool,
+    },
+    /// Tells how to get into the guest in a slot.
+    Login {
+        /// The slot's number.
+        slot: u16,
+    },
+    /// Runs a command in a machine that is started for it.
+    Exec(Exec),
     /// Ends the machine that is held in a slot.
     Release {
         /// The slot's number.
@@ -47,6 +65,24 @@ pub(crate) enum Request {
     },
 }
 
+/// A command, and the machine that it is to run in.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Exec {
+    pub image: ImageName,
+    /// What the machine has in place of what its image says.
+    pub cpus: Option<u32>,
+    pub memory_mib: Option<u32>,
+    /// How long the command may run, in seconds.
+    pub timeout: Option<u64>,
+    /// How long the machine is held for a person after it, in seconds.
+    pub keep: Option<u64>,
+    /// Whether its standard input comes from who asks.
+    pub stdin: bool,
+    /// The program and its arguments; nothing, if a person is to log in instead.
+    pub command: Vec<String>,
+}
+
 /// The name of an image.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -78,6 +114,17 @@ impl From<ImageName> for String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Response {
+    /// Something happened on the way there. For people.
+    Progress(String),
+    /// Output of what was asked for.
+    Stdout(Bytes),
+    Stderr(Bytes),
+    /// What was asked for begins; what is said from here on is about its end.
+    Started,
+    /// It has use for input.
+    Wants,
+    /// The machine is there to log in to, until the client goes.
+    Enter(Login),
     /// It was done.
     Done(Answer),
     /// It was not; the sentence says why.
@@ -88,6 +135,14 @@ pub(crate) enum Response {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Answer {
+    /// How the worker is.
+    Status(Box<Status>),
+    /// All of a console was shown.
+    Shown,
+    /// How to get into a guest.
+    Login(Login),
+    /// A command has run, or could not.
+    Ran(Ran),
     /// The machine is gone.
     Released {
         /// Its slot.
@@ -118,6 +173,31 @@ pub(crate) enum Answer {
     },
     /// How images are off with templates.
     Templates(Vec<TemplatesOf>),
+}
+
+/// What became of a command.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Ran {
+    Exited {
+        status: u32,
+    },
+    /// By a signal of this name, without `SIG`.
+    Signalled {
+        signal: String,
+    },
+    /// There is no such program in the guest.
+    NotFound {
+        program: String,
+    },
+    /// It may not be executed there.
+    NotExecutable {
+        program: String,
+    },
+    /// Its time was over.
+    TimedOut {
+        seconds: u64,
+    },
 }
 
 /// How an image is off with templates.
@@ -219,6 +299,8 @@ pub(crate) enum Origin {
 impl fmt::Display for Answer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            // What is made of these is not one text.
+            Answer::Status(_) | Answer::Login(_) | Answer::Ran(_) | Answer::Shown => Ok(()),
             Answer::Released { slot, how } => writeln!(f, "the machine in slot {slot} has ended ({how})"),
             Answer::Generations(lines) => lines.iter().try_for_each(|line| writeln!(f, "{line}")),
             Answer::Images(lines) => write!(f, "{}", ImageTable(lines)),
@@ -303,7 +385,7 @@ impl fmt::Display for TemplateLine {
 }
 
 /// A text that may have words of a guest in it, and does nothing to a terminal.
-pub(super) struct Printable<'a>(pub &'a str);
+pub(crate) struct Printable<'a>(pub &'a str);
 
 impl fmt::Display for Printable<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -449,6 +531,24 @@ mod tests {
         check(r#"{"verb":"template","image":"debian"}"#, Some(Request::Template { image: image() }));
         check(r#"{"verb":"templates"}"#, Some(Request::Templates { image: None }));
         check(r#"{"verb":"templates","image":"debian"}"#, Some(Request::Templates { image: Some(image()) }));
+        check(r#"{"verb":"status"}"#, Some(Request::Status));
+        check(r#"{"verb":"console","slot":1,"follow":true}"#, Some(Request::Console { slot: 1, follow: true }));
+        check(r#"{"verb":"console","slot":1}"#, None);
+        check(r#"{"verb":"login","slot":1}"#, Some(Request::Login { slot: 1 }));
+        let wanted = Exec {
+            image: image(),
+            cpus: Some(2),
+            memory_mib: None,
+            timeout: None,
+            keep: None,
+            stdin: false,
+            command: vec!["true".to_owned()],
+        };
+        check(
+            r#"{"verb":"exec","image":"debian","cpus":2,"stdin":false,"command":["true"]}"#,
+            Some(Request::Exec(wanted)),
+        );
+        check(r#"{"verb":"exec","image":"debian","stdin":false,"command":["true"],"force":true}"#, None);
         check(r#"{"verb":"template"}"#, None);
         check(r#"{"verb":"rollback"}"#, None);
         check(r#"{"verb":"rollback","image":"../debian"}"#, None);

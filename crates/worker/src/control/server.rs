@@ -2,37 +2,41 @@
 
 use std::fs::Permissions;
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
+use nix::sys::stat::Mode;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{mpsc, oneshot};
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 use tracing::{debug, warn};
 
-use super::{MAX_LINE, Request, Response, socket};
+use super::talk::{Far, Input, Patience, Question, Talk};
+use super::{MAX_ASKED, Request, Response};
+use crate::config::Control;
 use crate::core_tasks::{CoreTasks, End};
 
-/// How long a client may take to ask, and to take its answer.
-const TALK: Duration = Duration::from_secs(5);
+/// How long a client may take to ask.
+const ASKING: Duration = Duration::from_secs(5);
+
+/// How long it may take its answer.
+const TAKING: Duration = Duration::from_secs(5);
 
 /// How many clients are served at a time; further ones wait in the kernel's queue.
-const CLIENTS: usize = 8;
+const CLIENTS: usize = 64;
+
+/// How long that queue may get.
+const BACKLOG: u32 = 64;
 
 /// How long to wait after the system refused to accept a connection, such as for want of file descriptors.
 const BREATH: Duration = Duration::from_secs(1);
-
-/// A request that waits for its answer.
-#[derive(Debug)]
-pub(crate) struct Question {
-    pub request: Request,
-    pub answer: oneshot::Sender<Response>,
-}
 
 /// Listens on the control socket until it is dropped.
 #[derive(Debug)]
@@ -43,19 +47,33 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Begins to listen. The state directory is claimed by this process, so that a socket that is there is nobody's. An
-    /// answer is waited for as long as `patience` says for its request.
-    pub(crate) fn listen(
-        state_dir: &Path,
+    /// Begins to listen. An answer is waited for as long as `patience` says for its request.
+    ///
+    /// # Errors
+    /// Somebody else listens there; the directory is missing; the group can't be given the socket.
+    pub(crate) async fn listen(
+        control: &Control,
         patience: impl Fn(&Request) -> Duration + Send + Sync + 'static,
         tasks: &CoreTasks,
     ) -> anyhow::Result<Self> {
-        let path = socket(state_dir);
-        let listener = bind(&path).with_context(|| format!("listen on {}", path.display()))?;
+        let path = &control.socket;
+        let doing = || format!("listen on {} (control.socket)", path.display());
+        let listener = bind(path).await.with_context(doing)?;
+        if let Some(group) = &control.group {
+            let result = give_to(path, group);
+            result.with_context(|| {
+                format!(
+                    "give {} to the group '{group}' (control.group); the worker's user has to be in it \
+                     (SupplementaryGroups= in its unit)",
+                    path.display()
+                )
+            })?;
+        }
+        std::fs::set_permissions(path, Permissions::from_mode(0o660)).with_context(doing)?;
         let (asked, questions) = mpsc::channel(CLIENTS);
         let serving = serve(listener, asked, Arc::new(patience));
         let task = tokio::spawn(tasks.watch("the task that serves the control socket", End::Never, serving));
-        Ok(Server { path, questions, task })
+        Ok(Server { path: path.clone(), questions, task })
     }
 
     /// The next question. Cancel-safe.
@@ -74,19 +92,34 @@ impl Drop for Server {
     }
 }
 
-/// Only the worker's user and group may ask. The directory keeps everybody else out also for the moment before that is set.
-fn bind(path: &Path) -> io::Result<UnixListener> {
+/// Takes the place of a socket that nobody listens on any more. Only the worker's user may ask at first.
+async fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    if UnixStream::connect(path).await.is_ok() {
+        bail!("another worker listens there; give this one another control.socket");
+    }
     match std::fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
         _ => {}
     }
-    let listener = UnixListener::bind(path)?;
-    std::fs::set_permissions(path, Permissions::from_mode(0o660))?;
-    Ok(listener)
+    let socket = UnixSocket::new_stream()?;
+    // The file gets the mode that the socket has (Linux), so that there is no moment at which others may ask.
+    nix::sys::stat::fchmod(socket.as_fd(), Mode::S_IRUSR | Mode::S_IWUSR)?;
+    let bound = socket.bind(path);
+    match bound {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let directory = path.parent().unwrap_or(path).display();
+            bail!("there is no directory {directory}; make it, or have systemd do so (RuntimeDirectory=)")
+        }
+        bound => bound?,
+    }
+    Ok(socket.listen(BACKLOG)?)
 }
 
-/// How long the answer to a request is waited for.
-type Patience = Arc<dyn Fn(&Request) -> Duration + Send + Sync>;
+/// Gives a socket to a group.
+fn give_to(path: &Path, group: &str) -> anyhow::Result<()> {
+    let known = nix::unistd::Group::from_name(group)?.context("there is no such group")?;
+    Ok(nix::unistd::chown(path, None, Some(known.gid))?)
+}
 
 async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: Patience) {
     let mut clients = JoinSet::new();
@@ -108,36 +141,76 @@ async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: 
 
 async fn talk(stream: UnixStream, asked: mpsc::Sender<Question>, patience: Patience) {
     let (reader, mut writer) = stream.into_split();
-    let mut reader = BufReader::new(reader.take(MAX_LINE));
-    let mut line = Vec::new();
-    let read = timeout(TALK, reader.read_until(b'\n', &mut line)).await;
-    if !matches!(read, Ok(Ok(_))) || line.last() != Some(&b'\n') {
-        return debug!("a client of the control socket did not ask anything");
-    }
-    let response = match serde_json::from_slice(&line) {
+    let mut reader = BufReader::new(reader);
+    let line = match timeout(ASKING, line(&mut reader)).await {
+        Ok(Some(line)) => line,
+        _ => return debug!("a client of the control socket did not ask anything"),
+    };
+    let last = match serde_json::from_slice(&line) {
         Ok(request) => {
             let patience = patience(&request);
-            answered(request, asked, patience).await
+            conversation(request, asked, patience, reader, &mut writer).await
         }
-        Err(error) => Response::Refused(format!("the worker does not understand this: {error}")),
+        Err(error) => Some(Response::Refused(format!("the worker does not understand this: {error}"))),
     };
-    let Ok(mut line) = serde_json::to_vec(&response) else { return };
-    line.push(b'\n');
-    let _ = timeout(TALK, writer.write_all(&line)).await;
+    if let Some(last) = last {
+        let _ = timeout(TAKING, write(&mut writer, &last)).await;
+    }
 }
 
-async fn answered(request: Request, asked: mpsc::Sender<Question>, patience: Duration) -> Response {
-    let (answer, response) = oneshot::channel();
-    let waited = async {
-        // Either fails only when the worker ends.
-        asked.send(Question { request, answer }).await.ok()?;
-        response.await.ok()
-    };
-    match timeout(patience, waited).await {
-        Ok(Some(response)) => response,
-        Ok(None) => Response::Refused("the worker is stopping".to_owned()),
-        Err(_) => {
-            Response::Refused(format!("there was no answer within {} s; it may still happen", patience.as_secs()))
-        }
+/// Passes on what is said about a request, until its answer was given or the client has gone. Returns what is left to say.
+async fn conversation(
+    request: Request,
+    asked: mpsc::Sender<Question>,
+    patience: Duration,
+    mut reader: BufReader<OwnedReadHalf>,
+    writer: &mut OwnedWriteHalf,
+) -> Option<Response> {
+    let stopping = || Some(Response::Refused("the worker is stopping".to_owned()));
+    let until = Instant::now() + patience;
+    let (near, Far { mut lines, input }) = Talk::new();
+    if asked.send(Question { request, talk: near }).await.is_err() {
+        return stopping();
     }
+    // Ends when the client does, or says what it was not asked for; else it would have to be kept for it.
+    let hearing = async {
+        while let Some(line) = line(&mut reader).await
+            && let Ok(heard) = serde_json::from_slice::<Input>(&line)
+            && input.try_send(heard).is_ok()
+        {}
+    };
+    let saying = async {
+        loop {
+            match timeout_at(until, lines.recv()).await {
+                Ok(Some(line)) if line.is_last() => return Some(line),
+                // A client that is slow to take what it wants may be: whoever has the output waits for it.
+                Ok(Some(line)) => write(writer, &line).await.ok()?,
+                Ok(None) => return stopping(),
+                Err(_) => {
+                    let seconds = patience.as_secs();
+                    let why = format!("there was no answer within {seconds} s; it may still happen");
+                    return Some(Response::Refused(why));
+                }
+            }
+        }
+    };
+    tokio::select! {
+        // Both may be there when a client has taken its answer and goes.
+        biased;
+        last = saying => last,
+        () = hearing => None,
+    }
+}
+
+/// The next whole line; nothing if there is none that is short enough.
+async fn line(reader: &mut BufReader<OwnedReadHalf>) -> Option<Vec<u8>> {
+    let mut line = Vec::new();
+    reader.take(MAX_ASKED).read_until(b'\n', &mut line).await.ok()?;
+    Some(line).filter(|line| line.last() == Some(&b'\n'))
+}
+
+async fn write(writer: &mut OwnedWriteHalf, line: &Response) -> io::Result<()> {
+    let mut line = serde_json::to_vec(line)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
 }

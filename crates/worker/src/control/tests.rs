@@ -1,17 +1,28 @@
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::config::Control;
 use crate::core_tasks::CoreTasks;
 
 const SOON: Duration = Duration::from_secs(20);
 
+fn socket(directory: &Path) -> PathBuf {
+    directory.join("control.sock")
+}
+
+async fn listen(directory: &Path, patience: Duration) -> Server {
+    let control = Control { socket: socket(directory), group: None };
+    Server::listen(&control, move |_| patience, &CoreTasks::new().0).await.expect("it listens")
+}
+
 /// What a worker that answers with its slot's number says to a request, which is made on another thread.
 async fn asked(directory: &Path, request: Request) -> Result<Answer, String> {
-    let directory = directory.to_owned();
-    let ask = move || ask(&directory, &request, SOON).map_err(|error| format!("{error:#}"));
+    let socket = socket(directory);
+    let ask = move || ask(&socket, &request, SOON, &mut |_| {}).map_err(|error| format!("{error:#}"));
     tokio::task::spawn_blocking(ask).await.expect("it does not panic")
 }
 
@@ -37,18 +48,18 @@ async fn a_question_gets_its_answer_and_only_who_may_ask_asks() {
     // A socket that a worker left which was killed.
     drop(std::os::unix::net::UnixListener::bind(socket(directory.path())).expect("bound"));
     assert!(asked(directory.path(), Request::Release { slot: 1 }).await.unwrap_err().starts_with("no worker runs on "));
-    let mut server = Server::listen(directory.path(), |_| SOON, &CoreTasks::new().0).expect("it listens");
+    let mut server = listen(directory.path(), SOON).await;
     let mode = std::fs::metadata(socket(directory.path())).expect("it is there").permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
     let answer = async {
         for _ in 0..2 {
-            let Question { request, answer } = server.next().await;
+            let Question { request, talk } = server.next().await;
             let Request::Release { slot } = request else { panic!("not {request:?}") };
-            let response = match slot {
-                1 => Response::Done(Answer::Released { slot, how: "quit".to_owned() }),
-                _ => Response::Refused(format!("no machine runs in slot {slot}")),
-            };
-            answer.send(response).expect("it is waited for");
+            talk.answer(match slot {
+                1 => Ok(Answer::Released { slot, how: "quit".to_owned() }),
+                _ => Err(anyhow::anyhow!("no machine runs in slot {slot}")),
+            })
+            .await;
         }
     };
     let ask = async {
@@ -66,7 +77,7 @@ async fn a_question_gets_its_answer_and_only_who_may_ask_asks() {
 #[tokio::test]
 async fn nonsense_is_refused_and_reaches_nobody() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut server = Server::listen(directory.path(), |_| SOON, &CoreTasks::new().0).expect("it listens");
+    let mut server = listen(directory.path(), SOON).await;
     let check = async |bytes: &'static [u8], expected: &str| {
         let response = sent(directory.path(), bytes).await;
         assert!(response.contains(expected) && response.is_empty() == expected.is_empty(), "{response}");
@@ -85,13 +96,141 @@ async fn nonsense_is_refused_and_reaches_nobody() {
 #[tokio::test]
 async fn who_is_not_answered_is_told_so() {
     let directory = tempfile::tempdir().expect("a directory");
-    let mut server = Server::listen(directory.path(), |_| Duration::ZERO, &CoreTasks::new().0).expect("it listens");
+    let mut server = listen(directory.path(), Duration::ZERO).await;
     let late = asked(directory.path(), Request::Release { slot: 1 }).await;
     assert_eq!(late, Err("there was no answer within 0 s; it may still happen".to_owned()));
     drop(server.next().await);
     drop(server);
-    let mut server = Server::listen(directory.path(), |_| SOON, &CoreTasks::new().0).expect("it listens");
+    let mut server = listen(directory.path(), SOON).await;
     let (stopping, ()) =
         tokio::join!(asked(directory.path(), Request::Release { slot: 1 }), async { drop(server.next().await) });
     assert_eq!(stopping, Err("the worker is stopping".to_owned()));
+}
+
+fn exec() -> Request {
+    Request::Exec(Exec {
+        image: "debian".parse().expect("a name"),
+        cpus: None,
+        memory_mib: None,
+        timeout: None,
+        keep: None,
+        stdin: true,
+        command: vec!["cat".to_owned()],
+    })
+}
+
+#[tokio::test]
+async fn output_comes_before_the_answer_and_input_when_it_is_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut server = listen(directory.path(), SOON).await;
+    let path = socket(directory.path());
+    let client = tokio::task::spawn_blocking(move || {
+        let mut conversation = Conversation::begin(&path, &exec(), SOON).expect("somebody listens");
+        let mut said = Vec::new();
+        let mut input = vec![Vec::new(), b"two".to_vec(), b"one".to_vec()];
+        loop {
+            let next = conversation.next().expect("it goes on");
+            if let Response::Wants = next {
+                let part = input.pop().expect("there is more");
+                conversation.voice().expect("it can speak").say(&Input::Stdin(Bytes(part))).expect("said");
+                continue;
+            }
+            let is_last = next.is_last();
+            said.push(next);
+            if is_last {
+                return said;
+            }
+        }
+    });
+    let Question { request, mut talk } = server.next().await;
+    assert_eq!(request, exec());
+    let lines = talk.lines();
+    lines.say(Response::Progress("starting".to_owned())).await.expect("it is heard");
+    while let Some(bytes) = talk.stdin().await.expect("it is said") {
+        lines.say(Response::Stdout(Bytes(bytes))).await.expect("it is heard");
+    }
+    talk.answer(Ok(Answer::Ran(Ran::Exited { status: 3 }))).await;
+    assert_eq!(
+        client.await.expect("it does not panic"),
+        [
+            Response::Progress("starting".to_owned()),
+            Response::Stdout(Bytes(b"one".to_vec())),
+            Response::Stdout(Bytes(b"two".to_vec())),
+            Response::Done(Answer::Ran(Ran::Exited { status: 3 })),
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_client_that_goes_or_says_what_it_was_not_asked_for_is_noticed() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut server = listen(directory.path(), SOON).await;
+    let path = socket(directory.path());
+    for talkative in [false, true] {
+        let begin = {
+            let path = path.clone();
+            move || Conversation::begin(&path, &exec(), SOON)
+        };
+        let conversation = tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("it is asked");
+        let Question { talk, .. } = server.next().await;
+        if talkative {
+            let voice = conversation.voice().expect("it can speak");
+            for _ in 0..2 {
+                voice.say(&Input::Stdin(Bytes(b"unasked".to_vec()))).expect("said");
+            }
+            talk.lines().gone().await;
+        }
+        drop(conversation);
+        tokio::time::timeout(SOON, talk.lines().gone()).await.expect("it is noticed");
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_takes_nothing_holds_up_who_talks_to_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut server = listen(directory.path(), SOON).await;
+    let path = socket(directory.path());
+    let begin = move || Conversation::begin(&path, &exec(), SOON);
+    let conversation = tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("it is asked");
+    let Question { talk, .. } = server.next().await;
+    let lines = talk.lines();
+    let talking = async {
+        for _ in 0..1000 {
+            lines.say(Response::Stdout(Bytes(vec![0; BLOCK]))).await?;
+        }
+        Ok::<_, Gone>(())
+    };
+    let mut talking = Box::pin(talking);
+    let held_up = tokio::time::timeout(Duration::from_millis(300), &mut talking).await;
+    assert!(held_up.is_err(), "64 MB went nowhere");
+    drop(conversation);
+    assert_eq!(tokio::time::timeout(SOON, talking).await.expect("it ends"), Err(Gone));
+}
+
+#[tokio::test]
+async fn the_socket_of_another_worker_is_left_alone() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let first = listen(directory.path(), SOON).await;
+    let control = Control { socket: socket(directory.path()), group: None };
+    let second = Server::listen(&control, |_| SOON, &CoreTasks::new().0).await.expect_err("somebody listens");
+    assert!(format!("{second:#}").contains("another worker listens there"), "{second:#}");
+    drop(first);
+    let nowhere = Control { socket: directory.path().join("missing/control.sock"), group: None };
+    let error = Server::listen(&nowhere, |_| SOON, &CoreTasks::new().0).await.expect_err("there is no directory");
+    assert!(format!("{error:#}").contains("there is no directory"), "{error:#}");
+    let unknown = Control { group: Some("no such group".to_owned()), ..control };
+    let error = Server::listen(&unknown, |_| SOON, &CoreTasks::new().0).await.expect_err("there is no group");
+    assert!(format!("{error:#}").contains("there is no such group"), "{error:#}");
+}
+
+/// Who is root can give a socket to any group; others to one of their own.
+#[tokio::test]
+async fn the_socket_is_the_groups() {
+    use std::os::unix::fs::MetadataExt;
+    let directory = tempfile::tempdir().expect("a directory");
+    let group = nix::unistd::Group::from_gid(nix::unistd::getgid()).expect("it is known").expect("it has a name");
+    let control = Control { socket: socket(directory.path()), group: Some(group.name) };
+    let _server = Server::listen(&control, |_| SOON, &CoreTasks::new().0).await.expect("it listens");
+    let metadata = std::fs::metadata(socket(directory.path())).expect("it is there");
+    assert_eq!((metadata.gid(), metadata.mode() & 0o777), (group.gid.as_raw(), 0o660));
 }

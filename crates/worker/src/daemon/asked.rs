@@ -3,15 +3,21 @@
 use std::path::Path;
 use std::time::Duration;
 
+use anyhow::bail;
 use protocol::command::Name;
 
 use super::MACHINES_END;
+use super::status::{self, Outline};
 use crate::config::Config;
 use crate::control::{
-    self, Answer, GenerationLine, ImageLine, Origin, Running, TemplateLine, TemplateState, TemplatesOf,
+    self, Answer, Bytes, GenerationLine, ImageLine, Lines, Login, Origin, Response, Running, Talk, TemplateLine,
+    TemplateState, TemplatesOf,
 };
+use crate::exec::{Keeper, exec};
 use crate::images;
-use crate::pool::{Generation, ImageUse, Listed, Made, Manifest, Outlook, Pool, State, Wish};
+use crate::pool::{
+    CONSOLE_POLL, ConsolePiece, Generation, ImageUse, Listed, Made, Manifest, Outlook, Pool, State, Wish,
+};
 
 /// How long a person waits for a template.
 const TEMPLATE_MADE: Duration = Duration::from_secs(3600);
@@ -19,9 +25,31 @@ const TEMPLATE_MADE: Duration = Duration::from_secs(3600);
 /// How long a person waits for what nothing uses to be removed.
 const GARBAGE_COLLECTED: Duration = Duration::from_secs(600);
 
-/// Does what a person asks.
-pub(super) async fn carry_out(pool: &Pool, request: control::Request) -> anyhow::Result<Answer> {
+/// Does what a person asks, and says what came of it; gives it up when the person goes.
+pub(super) async fn answer(pool: Pool, outline: Outline, request: control::Request, mut talk: Talk) {
+    let lines = talk.lines();
+    let done = tokio::select! {
+        biased;
+        () = lines.gone() => return,
+        done = carry_out(&pool, outline, request, &mut talk) => done,
+    };
+    talk.answer(done).await;
+}
+
+async fn carry_out(
+    pool: &Pool,
+    outline: Outline,
+    request: control::Request,
+    talk: &mut Talk,
+) -> anyhow::Result<Answer> {
     match request {
+        control::Request::Status => Ok(Answer::Status(Box::new(status::complete(outline, pool.clone()).await?))),
+        control::Request::Console { slot, follow } => show_console(pool, slot, follow, &talk.lines()).await,
+        control::Request::Login { slot } => Ok(Answer::Login(Login { slot, ssh: pool.login(slot)? })),
+        control::Request::Exec(_) if outline.pool.state != "running" => {
+            bail!("the worker is {}; no machine is started", outline.pool.state)
+        }
+        control::Request::Exec(wanted) => Ok(Answer::Ran(Box::pin(exec(pool, wanted, Keeper::Worker, talk)).await?)),
         control::Request::Release { slot } => {
             let stopped = pool.release_slot(slot).await?;
             Ok(Answer::Released { slot, how: stopped.how })
@@ -57,6 +85,31 @@ pub(super) async fn carry_out(pool: &Pool, request: control::Request) -> anyhow:
             let images = pool.templates(image.as_ref().map(|image| &image.0))?;
             Ok(Answer::Templates(images.into_iter().map(templates_of).collect()))
         }
+    }
+}
+
+async fn show_console(pool: &Pool, slot: u16, follow: bool, lines: &Lines) -> anyhow::Result<Answer> {
+    let mut console = pool.console(slot).await?;
+    loop {
+        // What it printed before it ended is there by then.
+        let is_over = console.is_over();
+        let length = console.file.length().await?;
+        while console.file.at() < length
+            && let Some(piece) = console.file.next().await
+        {
+            lines
+                .say(match piece {
+                    ConsolePiece::Bytes(bytes) => Response::Stdout(Bytes(bytes)),
+                    ConsolePiece::Gone(gone) => {
+                        Response::Progress(format!("{gone} bytes that were printed before are not kept"))
+                    }
+                })
+                .await?;
+        }
+        if is_over || !follow {
+            return Ok(Answer::Shown);
+        }
+        tokio::time::sleep(CONSOLE_POLL).await;
     }
 }
 
@@ -100,6 +153,11 @@ fn template_line(listed: Listed) -> TemplateLine {
     TemplateLine { key, generation, made, seconds: took, bytes, clones }
 }
 
+/// How long a pool of machines may take to close.
+pub(crate) fn pool_closes_within(config: &Config) -> Duration {
+    config.pool.shutdown_timeout + MACHINES_END
+}
+
 /// How long a person who asks for something waits for its end: all of it is done by then that is done at all.
 pub(crate) fn answer_within(config: &Config, request: &control::Request) -> Duration {
     match request {
@@ -107,6 +165,11 @@ pub(crate) fn answer_within(config: &Config, request: &control::Request) -> Dura
         control::Request::Template { .. } => TEMPLATE_MADE,
         // Large files are removed.
         control::Request::Gc { .. } => GARBAGE_COLLECTED,
-        _ => config.pool.shutdown_timeout + MACHINES_END,
+        // As long as a machine may run that was waited for, and a while longer.
+        control::Request::Console { .. } | control::Request::Exec(_) => {
+            let pool = &config.pool;
+            pool.acquire_timeout + pool.time_to_live + pool.max_hold + TEMPLATE_MADE
+        }
+        _ => pool_closes_within(config),
     }
 }

@@ -1,6 +1,7 @@
 //! The main loop: what the master asks, what commands end, and when to stop.
 
 mod asked;
+mod status;
 
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
@@ -9,23 +10,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
-use protocol::command::Placement;
+use protocol::command::{Name, Placement};
 use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
+use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument, debug, error_span, info, warn};
 
-pub(crate) use self::asked::answer_within;
+pub(crate) use self::asked::{answer_within, pool_closes_within};
+use self::status::{Outline, RunningCommand};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
 use crate::config::Config;
-use crate::control::{self, Question, Response};
+use crate::control::{self, Question};
 use crate::core_tasks::{self, CoreTasks, End};
 use crate::host_access;
 use crate::info::{self, PoolState};
-use crate::master::{Line, LineEvent, MasterLink};
+use crate::master::{Contact, Line, LineEvent, MasterLink};
 use crate::notify::{Notifier, Standing};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
@@ -62,6 +65,8 @@ enum Event {
     CommandEnded(tokio::task::Id, Result<(), JoinError>),
     /// A person on the host asks for something.
     Asked(Question),
+    /// A person has the answer, or has gone.
+    Answered(Result<(), JoinError>),
     /// The worker is to stop once the builds that run have ended.
     Drain,
     /// The worker is to stop.
@@ -102,15 +107,17 @@ async fn run_with(
     } else {
         let patience = config.clone();
         let patience = move |request: &control::Request| answer_within(&patience, request);
-        Some(control::Server::listen(&config.pool.state_dir, patience, &core)?)
+        Some(control::Server::listen(&config.control, patience, &core).await?)
     };
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
+    let contact = Contact::new();
     let line = Line {
         master: config.worker.master.clone(),
         name: config.worker.name.clone(),
         password,
         ca_file: config.worker.ca_file.clone(),
         connection: config.connection.clone(),
+        contact: contact.clone(),
         drain: drain_wanted,
     };
     info!(worker = config.worker.name, master = %config.worker.master, slots = config.pool.slots, "started");
@@ -126,6 +133,9 @@ async fn run_with(
         running: HashMap::new(),
         builders: Builders::default(),
         tasks: JoinSet::new(),
+        asking: JoinSet::new(),
+        started: Instant::now(),
+        contact,
         events,
         line: tokio::spawn(core.watch(
             "the task that keeps the line to the master",
@@ -155,6 +165,11 @@ struct Daemon {
     running: HashMap<CommandId, Running>,
     builders: Builders,
     tasks: JoinSet<()>,
+    /// What people ask for.
+    asking: JoinSet<()>,
+    started: Instant,
+    /// How the line to the master is.
+    contact: Contact,
     events: mpsc::Receiver<LineEvent>,
     line: JoinHandle<()>,
     core_ended: mpsc::Receiver<core_tasks::Ended>,
@@ -170,7 +185,8 @@ struct Running {
     /// Its task; none for the moment before it has one.
     task: Option<tokio::task::Id>,
     interrupter: Interrupter,
-    builder: Option<String>,
+    /// What there is to say of it.
+    what: RunningCommand,
 }
 
 impl Daemon {
@@ -191,6 +207,8 @@ impl Daemon {
                     }
                 }
                 Event::Asked(question) => self.answer(question),
+                Event::Answered(Ok(())) => {}
+                Event::Answered(Err(error)) => warn!("what a person asked for broke down: {error}"),
                 Event::Stop(why) => return self.stop(why).await,
                 Event::CoreTaskEnded(ended) => {
                     self.stop(&ended.to_string()).await?;
@@ -214,6 +232,7 @@ impl Daemon {
             },
             Some(event) = self.events.recv() => Event::Line(event),
             question = next_question(&mut self.control) => Event::Asked(question),
+            Some(answered) = self.asking.join_next() => Event::Answered(answered),
         }
     }
 
@@ -304,7 +323,7 @@ impl Daemon {
             leftovers.mention();
         }
         for builder in gone {
-            for running in self.running.values().filter(|running| running.builder.as_ref() == Some(&builder)) {
+            for running in self.running.values().filter(|running| running.what.builder.as_ref() == Some(&builder)) {
                 running.interrupter.abandon();
             }
             self.release(Scope::Builder(&builder), "the builder is gone");
@@ -329,16 +348,23 @@ impl Daemon {
     }
 
     /// Does what a person asks, without waiting for the end of it.
-    fn answer(&self, Question { request, answer }: Question) {
-        let pool = self.pool.clone();
-        tokio::spawn(async move {
-            let done = asked::carry_out(&pool, request).await;
-            // Who asked may have gone.
-            let _ = answer.send(match done {
-                Ok(done) => Response::Done(done),
-                Err(error) => Response::Refused(format!("{error:#}")),
-            });
-        });
+    fn answer(&mut self, Question { request, talk }: Question) {
+        self.asking.spawn(asked::answer(self.pool.clone(), self.outline(), request, talk));
+    }
+
+    /// What is known here of how the worker is.
+    fn outline(&self) -> Outline {
+        let worker = &self.config.worker;
+        let commands = self.running.values().map(|running| running.what.clone());
+        Outline {
+            worker: worker.name.clone(),
+            master: worker.master.to_string(),
+            protocol: worker.master.scheme.protocol(),
+            started: self.started,
+            line: self.contact.read(),
+            pool: self.pool_state(),
+            commands: commands.collect(),
+        }
     }
 
     fn start_command(&mut self, start: StartCommand) -> Reply {
@@ -357,10 +383,19 @@ impl Daemon {
         };
         let span = error_span!("command", %command_id, command = start.name, builder, vm = Empty, slot = Empty);
         let id = command_id.clone();
-        let running = Running { task: None, interrupter, builder: builder.clone() };
+        let what = RunningCommand {
+            builder: builder.clone(),
+            vm: None,
+            command: start.name.clone(),
+            step: None,
+            started: Instant::now(),
+        };
+        let mut running = Running { task: None, interrupter, what };
         let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
         match Invocation::parse(&start) {
             Ok(invocation) => {
+                running.what.step = invocation.step.clone();
+                running.what.vm = self.machine_of(&invocation, start.builder.as_deref());
                 let work = self.place(context, invocation, start.builder.clone(), reporter());
                 self.spawn(id, running, work.instrument(span));
                 Ok(Value::Nil)
@@ -388,6 +423,18 @@ impl Daemon {
         }
     }
 
+    /// The name of the builder's machine that a command is about, if it is about one.
+    fn machine_of(&self, invocation: &Invocation, builder: Option<&str>) -> Option<Name> {
+        match (invocation.command.vm(), &invocation.placement) {
+            (Some(vm), _) | (None, Placement::Vm(vm)) => Some(vm.clone()),
+            (None, Placement::Host) => None,
+            (None, Placement::Unsaid) => {
+                let bound = self.pool.bound(builder.unwrap_or_default()).ok().flatten();
+                bound.map(|machine| machine.facts.owner.vm.clone())
+            }
+        }
+    }
+
     /// Finds out where a command is to run, and makes the future that runs it there.
     fn place(
         &self,
@@ -396,7 +443,7 @@ impl Daemon {
         builder: Option<String>,
         reporter: Reporter,
     ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
-        let Invocation { mut command, placement, console_log } = invocation;
+        let Invocation { mut command, placement, console_log, step: _ } = invocation;
         if command.is_about_vms() {
             command.map_paths(|path| context.resolve(path));
             let pool = self.pool.clone();
@@ -436,10 +483,12 @@ impl Daemon {
     /// Ends the worker: what runs is given up so that the master runs it again, and every machine is stopped.
     async fn stop(mut self, why: &str) -> anyhow::Result<()> {
         info!("stopping: {why}");
-        let machines_end = self.config.pool.shutdown_timeout + MACHINES_END;
+        let machines_end = pool_closes_within(&self.config);
         self.notify.stopping(why, COMMANDS_END + GOODBYE + machines_end + LEEWAY);
         self.abandon_commands();
         self.control = None;
+        // Machines of people, and those that are being started for them, end with this.
+        self.asking.shutdown().await;
         // Without a listener and a link the line says goodbye and ends, in this order: one without a link alone would
         // try again.
         self.events.close();

@@ -16,6 +16,7 @@ use tracing::{Instrument, debug, error_span, info, warn};
 
 use super::backoff::Backoff;
 use super::connect::{ConnectError, connect};
+use super::contact::Contact;
 use super::link::{MasterLink, Outgoing};
 use super::wire::{Over, Received, Refused, Wire};
 use crate::config::{self, MasterAddress, Password};
@@ -47,6 +48,8 @@ pub(crate) struct Line {
     pub password: Password,
     pub ca_file: Option<PathBuf>,
     pub connection: config::Connection,
+    /// Where it is noted how the line is.
+    pub contact: Contact,
     /// Whether the master is to be asked for no more builds.
     pub drain: watch::Receiver<bool>,
 }
@@ -58,6 +61,7 @@ impl Line {
         while !events.is_closed() {
             let connection = &self.connection;
             let ca_file = self.ca_file.as_deref();
+            self.contact.connecting();
             let attempt = connect(&self.master, ca_file, &self.name, &self.password, connection.connect_timeout);
             let span = error_span!("line", protocol = %self.master.scheme, peer = Empty);
             let why = match attempt.instrument(span.clone()).await {
@@ -74,6 +78,7 @@ impl Line {
                 return;
             }
             let wait = backoff.next_wait();
+            self.contact.waiting(&why, wait);
             warn!(master = %self.master, retry_in_s = wait.as_secs_f32(), "not connected: {why}");
             let _ = events.send(LineEvent::NotConnected { why }).await;
             tokio::select! {
@@ -314,6 +319,7 @@ impl<'a> Conversation<'a> {
             Request::WorkerInfo if self.attached => debug!("worker info"),
             Request::WorkerInfo => {
                 self.attached = true;
+                self.line.contact.connected();
                 info!(master = %self.line.master, worker = self.line.name, "connected");
             }
             Request::Print { message } if message.contains("duplicate connection") => {

@@ -12,6 +12,7 @@
 mod backoff;
 mod broker;
 mod connect;
+mod contact;
 mod line;
 mod link;
 mod prompt;
@@ -19,6 +20,7 @@ mod trial;
 mod websocket;
 mod wire;
 
+pub(crate) use contact::{Contact, Phase, Reading};
 pub(crate) use line::{Line, LineEvent};
 #[cfg(test)]
 pub(crate) use link::Outgoing;

@@ -38,16 +38,20 @@ impl Pool {
             }
             None => (None, None),
         };
+        lease.notice().doing("booting: making its disk");
         let ground = ground(hypervisor, &self.0.generations, &order.image, &lease).await?;
         let (generation, host_key) = (ground.number, ground.host_key.clone());
         lease.stand_on(ground);
         let vm = run_qemu(hypervisor, &image, Shape::of(order, &image), &lease, cable).await?;
+        lease.notice().process(vm.pid());
+        lease.notice().doing("booting: waiting for ssh");
         progress.say(format!("slot {slot}: qemu started as process {}", vm.pid())).await;
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
         let answer = async {
             let processor = hypervisor.processor();
             let session = self.answer(&slot, &order.image, &image, host_key.as_deref(), processor, timeout).await?;
+            lease.notice().doing("booting: logging in");
             Ok::<_, Unanswered>(greeting::log_in(session, &image, membership.as_ref()).await?)
         };
         let login = match vm.boot(Box::pin(answer), timeout + LAST_WORD).await {

@@ -141,6 +141,7 @@ impl Pool {
         let begun = Instant::now();
         let slot = lease.slot();
         let disk = slot.overlay();
+        lease.notice().doing("cloning: restoring it");
         make_private_directory(slot.directory()).map_err(Fault::Host)?;
         // Some 200 KiB. A thread of its own could still be at it when this future is dropped and the slot is being cleaned.
         template.overlay(&disk).map_err(files_fault)?;
@@ -154,6 +155,8 @@ impl Pool {
         let vm = qemu::Vm::restore(&hypervisor.qemu, &machine, slot.files(), state).await.map_err(restore_fault)?;
         let (restored, seconds) = (starting.elapsed(), begun.elapsed().as_secs_f64());
         let generation = template.manifest.generation;
+        lease.notice().process(vm.pid());
+        lease.notice().doing("cloning: waiting for ssh");
         progress
             .say(format!(
                 "slot {slot}: cloned from the template of generation {generation} in {seconds:.2} s; qemu is process {}",
@@ -171,6 +174,7 @@ impl Pool {
             let ready = Readiness::session_within(within);
             let session = greeting::reach(image, port, policy, hypervisor.processor(), &ready).await?;
             let reached = starting.elapsed();
+            lease.notice().doing("cloning: making it look new");
             let login = refresh::refresh(session, template.image(), image).await?;
             Ok::<_, Unanswered>((login, reached))
         };

@@ -120,7 +120,7 @@ impl Pool {
     }
 
     /// What one waits for, as a line of the step's log.
-    fn describe(&self, wait: &Wait) -> String {
+    pub(super) fn describe(&self, wait: &Wait) -> String {
         match wait {
             Wait::Slot { slots, quarantined } => {
                 let broken = match quarantined.len() {

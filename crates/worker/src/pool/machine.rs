@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use tracing::{Span, error, error_span, warn};
 
 use super::VmError;
+use super::board::{Notice, SlotState};
 use super::network::Membership;
 use super::slots::Lease;
 use super::term::{self, Term};
@@ -200,6 +201,8 @@ pub(crate) struct Machine {
     /// Where the console's output goes.
     pub console_log: PathBuf,
     pub(super) vm: qemu::Vm,
+    /// Where what becomes of it is noted for people.
+    notice: Notice,
     status: watch::Sender<Status>,
     /// Until when it may run.
     term: watch::Sender<Term>,
@@ -241,6 +244,7 @@ impl Machine {
             login: Mutex::new(Arc::new(login)),
             entering: tokio::sync::Mutex::default(),
             console_log: lease.slot().console_log(),
+            notice: lease.notice().clone(),
             vm,
             status: watch::Sender::new(Status::Up),
             term: watch::Sender::new(Term { until: Instant::now() + time_to_live, then: Status::Expired { reason } }),
@@ -256,6 +260,11 @@ impl Machine {
     /// Notes in the current span, that of a command, which machine it is about.
     pub(crate) fn tell_span(&self) {
         Span::current().record("vm", self.facts.owner.vm.as_str()).record("slot", self.facts.slot);
+    }
+
+    /// Where what becomes of it is noted for people.
+    pub(super) fn notice(&self) -> &Notice {
+        &self.notice
     }
 
     /// Whether it is there.
@@ -374,7 +383,9 @@ impl Machine {
     /// which the next build's machines may get its name and address.
     pub(super) fn extend(&self, time: Duration) {
         drop(self.membership.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.term.send_replace(Term { until: Instant::now() + time, then: Status::Stopped });
+        let until = Instant::now() + time;
+        self.notice.is(SlotState::Held { until });
+        self.term.send_replace(Term { until, then: Status::Stopped });
     }
 
     /// Notes why it is not there any more; the first reason counts.
@@ -426,6 +437,7 @@ impl Machine {
     }
 
     async fn climb(&self, shutdown: Shutdown) -> Result<qemu::Ended, VmError> {
+        self.notice.is(SlotState::Stopping);
         self.vm.shutdown(shutdown).await.map_err(|stuck| {
             // Its slot stays taken: nothing may use the files of a process that the kernel is not done with.
             error!("{stuck}");
@@ -435,6 +447,7 @@ impl Machine {
 
     /// Ends a machine whose guest is stopped for good.
     async fn end(&self) {
+        self.notice.is(SlotState::Stopping);
         if let Err(stuck) = self.vm.shutdown(Shutdown::from(Rung::Quit)).await {
             error!("{stuck}");
         }

@@ -2,9 +2,11 @@
 //!
 //! The pool knows builders and builds by name and number only, and nothing of steps or protocols.
 
+mod board;
 mod boot;
 mod budget;
 mod clone;
+mod console;
 mod disks;
 mod error;
 mod garbage;
@@ -25,14 +27,17 @@ mod raised;
 mod reboot;
 mod refresh;
 mod registry;
+mod report;
 mod restorer;
 mod save;
 mod slot;
 mod slots;
+mod ssh_command;
 mod state_dir;
 mod templates;
 mod term;
 mod turn;
+mod visit;
 mod warm;
 mod way_in;
 
@@ -51,8 +56,12 @@ use tracing::{Instrument, Span, error_span, info, warn};
 
 use crate::config::{self, Config, Image};
 use crate::core_tasks::{CoreTasks, End};
+pub(crate) use board::{Occupant, SlotState};
 use budget::{Budget, Need};
 pub(crate) use budget::{Excess, QEMU_MIB, Space};
+#[cfg(test)]
+pub(crate) use console::BLOCK as CONSOLE_BLOCK;
+pub(crate) use console::{ConsoleFile, POLL as CONSOLE_POLL, Piece as ConsolePiece};
 pub(crate) use error::VmError;
 pub(crate) use garbage::{Collected, Kind, Piece, Wish, collect_offline};
 use generations::Generations;
@@ -66,16 +75,19 @@ pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence}
 pub(crate) use reboot::Rebooted;
 pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
+pub(crate) use report::SlotReport;
 pub(crate) use save::Saved;
 use slot::Slot;
 pub(crate) use slots::Census;
 use slots::Slots;
 pub(crate) use slots::{is_left, port_is_free};
+pub(crate) use ssh_command::{SshCommand, shell_word};
 use state_dir::Crashed;
 pub(crate) use state_dir::neighbour;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};
 pub(crate) use turn::Wait;
+pub(crate) use visit::Visit;
 
 /// How long a slot may take to become free at the start, where an earlier run's QEMU may have to be ended.
 const SETTLING: Duration = Duration::from_secs(60);
@@ -178,6 +190,14 @@ impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
     /// Without an image there is nothing to start, and nothing of this is needed.
     pub(crate) async fn open(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
+        let pool = Pool::open_for_one(config, core).await?;
+        pool.keep_templates();
+        pool.keep_warm();
+        Ok(pool)
+    }
+
+    /// Opens the pool for one machine: templates that there are are used, and nothing is made for machines to come.
+    pub(crate) async fn open_for_one(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
         let pool = config.pool.clone();
         let directory = pool.state_dir.join("slots");
         let hypervisor = if config.images.is_empty() { None } else { Some(Hypervisor::open(&pool).await?) };
@@ -212,7 +232,7 @@ impl Pool {
         let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
         let generations = Generations::open(&pool.state_dir, &images, core);
         let templates = Templates::open(&pool.state_dir, &images, &generations, hypervisor.as_ref()).await;
-        let pool = Pool(Arc::new(Inner {
+        Ok(Pool(Arc::new(Inner {
             generations,
             templates,
             warm: warm::Warm::new(&images),
@@ -227,10 +247,7 @@ impl Pool {
             tasks: TaskTracker::new(),
             core: core.clone(),
             config: pool,
-        }));
-        pool.keep_templates();
-        pool.keep_warm();
-        Ok(pool)
+        })))
     }
 
     /// Starts a machine and waits until its guest runs commands. Dropping the future ends what was begun.
@@ -259,7 +276,13 @@ impl Pool {
         let (how, seconds) = (machine.facts.how.as_str(), machine.facts.took.as_secs_f32());
         machine.span.in_scope(|| info!(how, seconds, "vm started"));
         claim.fulfil(&machine)?;
-        let watched = Arc::clone(&machine);
+        self.watch(&machine);
+        Ok(machine)
+    }
+
+    /// Sees to it that what a machine occupied is freed when it ends, whatever ends it.
+    fn watch(&self, machine: &Arc<Machine>) {
+        let watched = Arc::clone(machine);
         let (patience, pool, span) = (self.0.config.shutdown_timeout, self.clone(), machine.span.clone());
         let watching = async move {
             let status = watched.watch(patience).await;
@@ -273,7 +296,6 @@ impl Pool {
             }
         };
         self.0.tasks.spawn(self.0.core.watch("the task that watches a vm", End::Done, watching.instrument(span)));
-        Ok(machine)
     }
 
     /// Gives the builder a machine that is ready, or raises one in a slot of its own.
@@ -293,6 +315,7 @@ impl Pool {
         }
         drop(start);
         let (lease, _start) = self.lease(order, &image, progress).await?;
+        lease.notice().occupied_by(Occupant::ordered(order));
         let slot = lease.slot().number();
         Span::current().record("slot", slot);
         let raised = async {
@@ -353,7 +376,7 @@ impl Pool {
         self.0.warm.close();
         self.0.templates.close();
         let closing = async {
-            let held: Vec<_> = self.machines().held().cloned().collect();
+            let held: Vec<_> = self.machines().of_people().cloned().collect();
             let held = held.into_iter().map(|machine| self.stop_machine(machine, None));
             let held = futures_util::future::join_all(held.collect::<Vec<_>>());
             tokio::join!(held, self.release(Scope::All, "the worker is stopping"));

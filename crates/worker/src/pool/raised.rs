@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use tracing::error;
 
 use super::Order;
+use super::board::{Occupant, SlotState};
 use super::machine::{Facts, How, Login, Machine};
 use super::network::Membership;
 use super::slots::Lease;
@@ -49,6 +50,13 @@ impl Raised {
             owner: order.owner.clone(),
         };
         let (how, console) = (self.how, slot.console_log());
+        let notice = self.lease.notice();
+        notice.occupied_by(Occupant {
+            generation: Some(facts.generation),
+            how: Some(facts.how),
+            ..Occupant::ordered(order)
+        });
+        notice.is(SlotState::Up);
         let machine = Machine::new(facts, self.image, self.login, self.vm, self.lease, self.membership, time_to_live);
         if how == How::Warm {
             // What it printed while it was nobody's concerns no build.

@@ -36,6 +36,7 @@ impl Pool {
         let late = || anyhow::anyhow!("the guest was not ready within {} s", timeout.as_secs());
         let work = async {
             let _turn = machine.entering.lock().await;
+            let _noted = machine.notice().meanwhile("rebooting: waiting for ssh");
             machine.restart(timeout / 2, progress).await?;
             machine.log_in_again(timeout).await
         };

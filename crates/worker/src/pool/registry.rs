@@ -18,6 +18,8 @@ pub(super) struct Registry<M> {
     entries: BTreeMap<Owner, Entry<M>>,
     /// Those that are nobody's but run on for people, the one that was held first at the front.
     held: VecDeque<Arc<M>>,
+    /// Those that people started.
+    lent: Vec<Arc<M>>,
 }
 
 /// What the registry has to know of a machine.
@@ -76,7 +78,7 @@ impl Scope<'_> {
 
 impl<M: Tenant> Registry<M> {
     pub(super) fn new() -> Self {
-        Registry { entries: BTreeMap::new(), held: VecDeque::new() }
+        Registry { entries: BTreeMap::new(), held: VecDeque::new(), lent: Vec::new() }
     }
 
     /// Takes the name for a machine that is about to be started.
@@ -181,9 +183,39 @@ impl<M: Tenant> Registry<M> {
     pub(super) fn hold(&mut self, owner: &Owner, most: usize) -> Result<(Arc<M>, Vec<Arc<M>>), VmError> {
         let machine = self.find(owner)?;
         self.entries.remove(owner);
-        self.held.push_back(Arc::clone(&machine));
+        let displaced = self.hold_another(&machine, most);
+        Ok((machine, displaced))
+    }
+
+    fn hold_another(&mut self, machine: &Arc<M>, most: usize) -> Vec<Arc<M>> {
+        self.held.push_back(Arc::clone(machine));
         let beyond = self.held.len().saturating_sub(most);
-        Ok((machine, self.held.drain(..beyond).collect()))
+        self.held.drain(..beyond).collect()
+    }
+
+    /// Notes that a person has a machine, until it is let go.
+    pub(super) fn lend(&mut self, machine: &Arc<M>) {
+        self.lent.push(Arc::clone(machine));
+    }
+
+    /// Holds a machine that a person has; returns what [`hold`](Self::hold) does.
+    pub(super) fn hold_lent(&mut self, machine: &Arc<M>, most: usize) -> Vec<Arc<M>> {
+        self.lent.retain(|lent| !Arc::ptr_eq(lent, machine));
+        self.hold_another(machine, most)
+    }
+
+    /// The machines that people have, and those that are held for them.
+    pub(super) fn of_people(&self) -> impl Iterator<Item = &Arc<M>> {
+        self.held.iter().chain(&self.lent)
+    }
+
+    /// All machines.
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<M>> {
+        let machine = |entry| match entry {
+            &Entry { state: State::Machine(ref machine), .. } => Some(machine),
+            _ => None,
+        };
+        self.entries.values().filter_map(machine).chain(self.of_people())
     }
 
     /// The machines that are held.
@@ -191,8 +223,9 @@ impl<M: Tenant> Registry<M> {
         self.held.iter()
     }
 
-    /// Holds a machine no longer, and returns whether it was held.
+    /// Takes a machine from whichever person has it, and returns whether it was held.
     pub(super) fn let_go(&mut self, machine: &Arc<M>) -> bool {
+        self.lent.retain(|lent| !Arc::ptr_eq(lent, machine));
         let held = self.held.len();
         self.held.retain(|held| !Arc::ptr_eq(held, machine));
         self.held.len() < held
@@ -400,6 +433,36 @@ mod tests {
         add(&mut registry, "b", "died", Some(1), true, died());
         assert!(registry.hold(&owner("b", "died"), 2).is_err());
         assert_eq!(outcome(registry.bound("b")), Err("vm_lost"));
+    }
+
+    #[test]
+    fn a_persons_machine_is_no_builders_until_it_is_held_or_let_go() {
+        let mut registry = Registry::new();
+        let machine = |name| Arc::new(Fake(name, Status::Up));
+        let names = |registry: &Registry<Fake>| {
+            let names = |machines: &mut dyn Iterator<Item = &Arc<Fake>>| machines.map(|machine| machine.0).collect();
+            let (held, of_people): (Vec<_>, Vec<_>) = (names(&mut registry.held()), names(&mut registry.of_people()));
+            (held, of_people)
+        };
+        let (one, two) = (machine("one"), machine("two"));
+        registry.lend(&one);
+        registry.lend(&two);
+        add(&mut registry, "b", "built", Some(1), true, up());
+        assert_eq!(names(&registry), (vec![], vec!["one", "two"]));
+        assert_eq!(registry.all().map(|machine| machine.0).collect::<Vec<_>>(), ["built", "one", "two"]);
+        // Builds and the line have nothing to do with it.
+        assert_eq!(registry.release(Scope::All).len(), 1);
+        assert!(registry.tenant(|machine| machine.0 == "one").is_none());
+
+        assert!(registry.hold_lent(&two, 1).is_empty());
+        assert_eq!(names(&registry), (vec!["two"], vec!["two", "one"]));
+        let displaced: Vec<_> = registry.hold_lent(&one, 1).iter().map(|machine| machine.0).collect();
+        assert_eq!(displaced, ["two"]);
+        assert!(registry.let_go(&one) && !registry.let_go(&two));
+        assert_eq!(names(&registry), (vec![], vec![]));
+        registry.lend(&one);
+        assert!(!registry.let_go(&one));
+        assert_eq!(names(&registry), (vec![], vec![]));
     }
 
     #[test]

@@ -62,6 +62,7 @@ impl Pool {
             None => lease.slot().overlay(),
         };
         progress.say(format!("saving its disk as the next generation of image '{image}'")).await;
+        lease.notice().doing(format!("saving its disk as the next generation of image '{image}'"));
         let saver = Saver { builder: &owner.builder, build: machine.facts.build, host_key };
         let waiting = self.0.config.acquire_timeout;
         let published = self.0.generations.save(&hypervisor.qemu, image, &disk, ground, saver, waiting).await;

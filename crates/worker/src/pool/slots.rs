@@ -25,6 +25,7 @@ use qemu::Leftover;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::{error, info, warn};
 
+use super::board::{Board, Notice, SlotState};
 use super::budget::{Budget, Need, Promise};
 use super::disks::DiskLock;
 use super::generations::Ground;
@@ -49,6 +50,7 @@ const DISK_LOOK: Duration = Duration::from_secs(1);
 pub(crate) struct Slots {
     wanted: mpsc::Sender<Want>,
     census: watch::Receiver<Census>,
+    board: Board,
 }
 
 /// How the slots are.
@@ -95,6 +97,7 @@ pub(crate) struct Lease {
     promise: Option<Promise>,
     disk: Option<DiskLock>,
     ground: Option<Ground>,
+    notice: Notice,
     returned: mpsc::UnboundedSender<Used>,
 }
 
@@ -129,6 +132,11 @@ impl Lease {
     /// Keeps what its machine stands on, for as long.
     pub(super) fn stand_on(&mut self, ground: Ground) {
         self.ground = Some(ground);
+    }
+
+    /// Where what is done in it is noted for people.
+    pub(super) fn notice(&self) -> &Notice {
+        &self.notice
     }
 
     /// What was promised of the memory to the machine in it, in MiB.
@@ -182,9 +190,10 @@ impl Slots {
     pub(crate) fn new(slots: Vec<Slot>, budget: Budget, tasks: &CoreTasks) -> Self {
         let (wanted, wants) = mpsc::channel(WAITING);
         let (census_out, census) = watch::channel(Census::default());
-        let keeper = Keeper::new(slots, budget, tasks.clone(), census_out);
+        let board = Board::default();
+        let keeper = Keeper::new(slots, budget, tasks.clone(), census_out, board.clone());
         tokio::spawn(tasks.watch("the slots' task", End::Never, keeper.run(wants)));
-        Slots { wanted, census }
+        Slots { wanted, census, board }
     }
 
     /// Takes a place in the queue for a slot with what the machine in it will need.
@@ -235,6 +244,11 @@ impl Slots {
         self.census.borrow().clone()
     }
 
+    /// What goes on in the slots.
+    pub(super) fn board(&self) -> &Board {
+        &self.board
+    }
+
     /// Waits until every slot is free or quarantined.
     pub(crate) async fn settled(&self) {
         let mut census = self.census.clone();
@@ -250,6 +264,7 @@ struct Keeper {
     budget: Budget,
     tasks: CoreTasks,
     census: watch::Sender<Census>,
+    board: Board,
     waiting: VecDeque<Waiting>,
     /// At most one message for each slot is in either of these, so they need no bound.
     returned: (mpsc::UnboundedSender<Used>, mpsc::UnboundedReceiver<Used>),
@@ -262,18 +277,20 @@ struct Cleaned {
 }
 
 impl Keeper {
-    fn new(slots: Vec<Slot>, budget: Budget, tasks: CoreTasks, census: watch::Sender<Census>) -> Self {
+    fn new(slots: Vec<Slot>, budget: Budget, tasks: CoreTasks, census: watch::Sender<Census>, board: Board) -> Self {
         let slots = slots.into_iter().map(|slot| (slot, State::Reclaiming { memory_mib: 0 })).collect();
         let keeper = Keeper {
             slots,
             budget,
             tasks,
             census,
+            board,
             waiting: VecDeque::new(),
             returned: mpsc::unbounded_channel(),
             cleaned: mpsc::unbounded_channel(),
         };
         for (slot, _) in &keeper.slots {
+            keeper.board.vacate(slot.number(), SlotState::Cleaning);
             keeper.reclaim(Used { earlier: true, ..Used::alone(slot.clone()) }, Duration::ZERO);
         }
         keeper.tell();
@@ -324,6 +341,16 @@ impl Keeper {
     }
 
     fn set(&mut self, slot: &Slot, new: State) {
+        let vacant = match &new {
+            State::Free => Some(SlotState::Free),
+            State::Reclaiming { .. } => Some(SlotState::Cleaning),
+            State::Quarantined { why } => Some(SlotState::Quarantined { why: why.clone() }),
+            // Whoever has the lease notes what comes of it.
+            State::Leased | State::Leaving { .. } => None,
+        };
+        if let Some(vacant) = vacant {
+            self.board.vacate(slot.number(), vacant);
+        }
         if let Some((_, state)) = self.slots.iter_mut().find(|(candidate, _)| candidate == slot) {
             *state = new;
         }
@@ -396,7 +423,8 @@ impl Keeper {
             }
             self.set(&slot, State::Leased);
             let returned = self.returned.0.clone();
-            return Ok(Lease { slot, promise: Some(promise), disk: None, ground: None, returned });
+            let notice = self.board.let_in(slot.number());
+            return Ok(Lease { slot, promise: Some(promise), disk: None, ground: None, notice, returned });
         }
     }
 
@@ -415,6 +443,7 @@ impl Keeper {
     }
 
     fn tell(&self) {
+        self.board.waits_for(self.waiting.front().and_then(Waiting::waits_for));
         let census = Census {
             slots: self.count(|_| true),
             free: self.count(|state| *state == State::Free),

@@ -18,6 +18,7 @@ use super::shelf::Sight;
 use super::template::{self, DISK, Frozen, MEMORY, STATE, Template};
 use super::{Kept, jitter};
 use crate::config::Image;
+use crate::pool::board::{Notice, Occupant, Shown, SlotState};
 use crate::pool::boot::Unanswered;
 use crate::pool::budget::{Need, Promise};
 use crate::pool::generations::Ground;
@@ -168,9 +169,10 @@ impl Pool {
         slots::port_is_free(slot.ssh_port())?;
         let unfinished = Unfinished::begin(&parent)?;
         let promise = self.room(image, &unfinished.path().join(MEMORY)).await?;
+        let shown = self.show(slot.number(), name, ground.number);
         info!(generation = ground.number, "making a template");
         let within = image.boot_timeout * 2 + PREPARING + FREEZING;
-        let freezing = Box::pin(self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path()));
+        let freezing = Box::pin(self.freeze(name, image, hypervisor, &slot, &ground, unfinished.path(), &shown.0));
         let frozen = tokio::select! {
             biased;
             () = templates.stop.cancelled() => Err(Failure::Dropped("the worker is stopping")),
@@ -188,7 +190,7 @@ impl Pool {
             }
         };
         cleaned?;
-        drop(promise);
+        drop((promise, shown));
         let generation = ground.number;
         let frozen = Frozen {
             inputs: inputs.clone(),
@@ -205,6 +207,14 @@ impl Pool {
         let (directory, manifest) =
             tokio::task::spawn_blocking(move || template::publish(unfinished, &place, frozen)).await??;
         Ok(Template::open(name, &parent, directory, manifest, ground, &hypervisor.qemu).await?)
+    }
+
+    /// Lets people see what goes on in the slot.
+    fn show(&self, slot: u16, image: &Name, generation: u32) -> Shown {
+        let notice = self.0.slots.board().let_in(slot);
+        notice.occupied_by(Occupant { generation: Some(generation), ..Occupant::of_nobody(image) });
+        notice.is(SlotState::Template);
+        Shown(notice)
     }
 
     /// Takes what making a template takes of the host. It does not wait for what builds have, so that they go first, but
@@ -236,6 +246,7 @@ impl Pool {
     }
 
     /// Boots a machine whose files are in a directory, readies it and freezes it. Returns its guest's ssh key.
+    #[expect(clippy::too_many_arguments, reason = "all of it is different, and needed")]
     async fn freeze(
         &self,
         name: &Name,
@@ -244,17 +255,22 @@ impl Pool {
         slot: &Slot,
         ground: &Ground,
         directory: &Path,
+        notice: &Notice,
     ) -> Result<String, Failure> {
+        notice.doing("booting: making its disk");
         make_private_directory(slot.directory())?;
         let disk = directory.join(DISK);
         hypervisor.qemu.create_overlay(&ground.base, &disk).await?;
         let memory = qemu::Memory::Shared { file: directory.join(MEMORY) };
         let machine = description(image, Shape::fresh(image), slot, &disk, hypervisor.accelerator, memory);
         let vm = qemu::Vm::start(&hypervisor.qemu, &machine, slot.files()).await?;
+        notice.process(vm.pid());
+        notice.doing("booting: waiting for ssh");
         let timeout = image.boot_timeout;
         let readied = async {
             let processor = hypervisor.processor();
             let session = self.answer(slot, name, image, ground.host_key.as_deref(), processor, timeout).await?;
+            notice.doing("warming up");
             let host_key = session.host_key().to_string();
             // Sets its clock, which the warm-up may look at.
             let login = greeting::log_in(session, image, None).await?;
@@ -274,6 +290,7 @@ impl Pool {
                 });
             }
         };
+        notice.doing("freezing");
         let path = directory.join(STATE);
         let state = File::options().write(true).create_new(true).mode(0o600).open(&path);
         let state = state.with_context(|| format!("make {}", path.display()))?;

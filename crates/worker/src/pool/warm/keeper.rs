@@ -13,6 +13,7 @@ use tracing::{Instrument, debug, error_span, info, warn};
 use super::load;
 use super::plan::{QUIET, View, Why, Wish, plan};
 use crate::core_tasks::End;
+use crate::pool::board::Occupant;
 use crate::pool::budget::Need;
 use crate::pool::clone::NotCloned;
 use crate::pool::machine::Shape;
@@ -191,6 +192,7 @@ impl Pool {
         let Some(Offer::Clone(template, ground)) = offer else { return Err(NotMade::NoRoom) };
         let need = Need::of(image, Shape::fresh(image));
         let Some(lease) = self.0.slots.lease_at_once(need).await else { return Err(NotMade::NoRoom) };
+        lease.notice().occupied_by(Occupant::of_nobody(name));
         let _making = self.0.warm.making(lease.memory_mib());
         let span = error_span!("spare", image = %name, slot = lease.slot().number());
         let timeout = image.boot_timeout;

@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
+use super::board::SlotState;
 use super::budget::Need;
 use super::machine::How;
 use super::raised::Raised;
@@ -133,6 +134,7 @@ impl Warm {
         let mut stock = self.stock();
         let id = stock.next;
         stock.next += 1;
+        raised.lease.notice().is(SlotState::Warm);
         let (spare, end) = Spare::new(id, raised);
         stock.spares.push(spare);
         async move { end.await.map(|why| (id, why)) }
@@ -212,6 +214,7 @@ impl Pool {
     async fn end_spare(&self, spare: Spare, why: &Why) {
         info!(slot = spare.slot(), image = %spare.image(), age_s = spare.age().as_secs(), "warm machine ended: {why}");
         let raised = spare.into_raised();
+        raised.lease.notice().is(SlotState::Stopping);
         self.0.slots.leaving(&raised.lease).await;
         self.0.tasks.spawn(raised.end());
     }
