@@ -291,7 +291,8 @@ impl KvmHost {
         Ok(command)
     }
 
-    fn write_configuration(&self) -> Result<PathBuf> {
+    /// Writes the configuration as it is set now, as the worker will find it when it reads it again.
+    pub fn write_configuration(&self) -> Result<PathBuf> {
         let file = self.path("worker.toml");
         fs::write(&file, self.configuration.to_string()).context("write the worker's configuration")?;
         Ok(file)

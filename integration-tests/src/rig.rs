@@ -1,8 +1,9 @@
 //! A master, a host and its worker.
 
 use anyhow::{Context, Result, ensure};
+use rustix::process::Signal;
 
-use crate::{Build, Guest, KvmHost, Master, Protocol, Running, WITH_GUESTS, Worker};
+use crate::{Build, Guest, KvmHost, Master, Protocol, Running, SOON, WITH_GUESTS, Worker};
 
 /// What most tests need: a master whose builder is called `build`, and a worker that is connected to it.
 #[derive(Debug)]
@@ -55,6 +56,14 @@ impl Rig {
     /// Starts the builder `build` and waits for its end.
     pub fn run(&self) -> Result<Build> {
         self.master.run_within("build", WITH_GUESTS)
+    }
+
+    /// Has the worker read the configuration as it is set now, by SIGHUP, and waits until it says this.
+    pub fn reload(&self, says: &str) -> Result<()> {
+        let mark = self.worker.transcript().mark();
+        self.host.write_configuration()?;
+        self.worker.signal(Signal::HUP)?;
+        self.worker.transcript().find_from(mark, says, SOON).map(drop)
     }
 
     /// Checks that the worker alone runs on its host: all that it started has ended, or does so soon.

@@ -24,7 +24,7 @@ pub(crate) enum Verb {
     ///
     /// SIGTERM or SIGINT stops the worker: running builds are given back to the master, which retries them, and every
     /// machine is stopped. A second one stops at once. SIGUSR1 asks the master (over PB) for no more builds and to be shut
-    /// down after the last one.
+    /// down after the last one. SIGHUP reads the configuration again.
     Run(Run),
     /// Take over from a buildbot-worker: write the configuration that its directory's buildbot.tac describes.
     ///
@@ -103,6 +103,15 @@ pub(crate) enum Verb {
         worker: Worker,
         /// The slot, as the step that kept the machine says it.
         slot: u16,
+    },
+    /// Have a running worker read its configuration again, and see what is different.
+    ///
+    /// With a problem in it nothing changes. What can't change without a restart stays as it is and is named. Running builds
+    /// do not notice. Exit status: 0 if it was taken up, but for what needs a restart; 1 if the worker refused it, or none
+    /// runs; 2 if the configuration or the command line can't be used.
+    Reload {
+        #[command(flatten)]
+        worker: Worker,
     },
     /// See how images are, go back to an earlier generation, have a template made, remove what nothing uses.
     Image {

@@ -32,6 +32,7 @@ use clap::Parser;
 use crate::cli::{Cli, ImageVerb, Import, Run, Verb};
 use crate::config::{Config, Overrides};
 use crate::control::Request;
+use crate::daemon::Origin;
 
 fn main() -> ExitCode {
     match Cli::parse().verb {
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         Verb::Image { verb: ImageVerb::Generations { worker, image } } => {
             ask::ask(&worker, &Request::Generations { image })
         }
+        Verb::Reload { worker } => ask::ask(&worker, &Request::Reload),
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
             ask::ask(&worker, &Request::Rollback { image, generation })
         }
@@ -73,13 +75,14 @@ fn main() -> ExitCode {
 }
 
 fn serve(run: &Run) -> ExitCode {
-    let config = match load(run.config.as_deref(), &run.overrides()) {
+    let origin = Origin { file: run.config.clone(), overrides: run.overrides() };
+    let config = match load(origin.file.as_deref(), &origin.overrides) {
         Ok(config) => config,
         Err(status) => return status,
     };
     log::start(&config.log);
     let result = tokio::runtime::Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| {
-        let result = runtime.block_on(daemon::run(config));
+        let result = runtime.block_on(daemon::run(config, origin));
         // What still runs on other threads must not keep the process.
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         result

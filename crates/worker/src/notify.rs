@@ -118,7 +118,6 @@ impl Notifier {
         }
     }
 
-    #[cfg_attr(not(test), allow(dead_code, reason = "nothing is read anew yet"))]
     /// Tells that the configuration is being read anew. The turn after [`reloaded`](Self::reloaded) tells of the end.
     pub(crate) fn reloading(&mut self) {
         let Some(telling) = &mut self.0 else { return };
@@ -129,7 +128,6 @@ impl Notifier {
         }
     }
 
-    #[cfg_attr(not(test), allow(dead_code, reason = "nothing is read anew yet"))]
     /// Notes that the reload is over, whatever came of it.
     pub(crate) fn reloaded(&mut self) {
         if let Some(telling) = &mut self.0 {

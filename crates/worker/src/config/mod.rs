@@ -4,8 +4,10 @@
 //! Nothing outside this module reads them. `default.toml` documents every key.
 
 mod address;
+mod change;
 mod control;
 mod image;
+mod keys;
 mod password;
 mod problem;
 mod profile;
@@ -22,6 +24,7 @@ use config::{Environment, File, FileFormat};
 use protocol::command::Name;
 
 pub(crate) use address::{MasterAddress, Scheme};
+pub(crate) use change::{Change, Reconfigured};
 pub(crate) use control::Control;
 pub(crate) use image::{DiskFormat, Image};
 pub(crate) use password::{Password, PasswordSource};
@@ -192,9 +195,24 @@ impl Config {
             worker,
         };
         root.finish();
-        let state_dir = &config.pool.state_dir;
+        config.check(&problems);
+        problems.into_result(config)
+    }
+
+    /// Notes what does not go together.
+    fn check(&self, problems: &Problems) {
+        // One more than there are slots: templates are made in a place of their own.
+        if self.pool.ssh_port_base.checked_add(self.pool.slots).is_none() {
+            problems.add(Problem {
+                origin: None,
+                key: "pool.ssh_port_base".to_owned(),
+                value: Some(self.pool.ssh_port_base.to_string()),
+                remedy: "leave a port below 65536 for every slot and one more".to_owned(),
+            });
+        }
+        let state_dir = &self.pool.state_dir;
         // The placeholder of a basedir that is wrong itself is the root.
-        if config.worker.basedir.parent().is_some() && state_dir.starts_with(&config.worker.basedir) {
+        if self.worker.basedir.parent().is_some() && state_dir.starts_with(&self.worker.basedir) {
             problems.add(Problem {
                 origin: None,
                 key: "pool.state_dir".to_owned(),
@@ -203,7 +221,7 @@ impl Config {
                     .to_owned(),
             });
         }
-        if !config.images.is_empty() && state_dir.as_os_str().len() > MAX_STATE_DIR {
+        if !self.images.is_empty() && state_dir.as_os_str().len() > MAX_STATE_DIR {
             problems.add(Problem {
                 origin: None,
                 key: "pool.state_dir".to_owned(),
@@ -211,16 +229,15 @@ impl Config {
                 remedy: format!("choose a path of at most {MAX_STATE_DIR} bytes: sockets are made below it"),
             });
         }
-        let warm: u32 = config.images.values().map(|image| u32::from(image.warm)).sum();
-        if warm > u32::from(config.pool.slots) {
+        let warm: u32 = self.images.values().map(|image| u32::from(image.warm)).sum();
+        if warm > u32::from(self.pool.slots) {
             problems.add(Problem {
                 origin: None,
                 key: "pool.slots".to_owned(),
-                value: Some(config.pool.slots.to_string()),
+                value: Some(self.pool.slots.to_string()),
                 remedy: format!("have at least {warm}: that many machines are to be kept warm, each in a slot"),
             });
         }
-        problems.into_result(config)
     }
 }
 
@@ -264,10 +281,6 @@ fn parse_connection(mut section: Section<'_>) -> Connection {
 fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
     let slots = section.number("slots", 1..=1000, 2);
     let ssh_port_base = section.number("ssh_port_base", 1024..=u16::MAX, 2222);
-    // One more than there are slots: templates are made in a place of their own.
-    if ssh_port_base.checked_add(slots).is_none() {
-        section.problem("ssh_port_base", &ssh_port_base, "leave a port below 65536 for every slot and one more");
-    }
     let state_dir = section.optional("state_dir", absolute_path).unwrap_or_else(|| beside(basedir));
     let pool = Pool {
         slots,

@@ -1,6 +1,6 @@
 use super::*;
 
-fn parse(toml: &str) -> Result<Config, Vec<String>> {
+pub(super) fn parse(toml: &str) -> Result<Config, Vec<String>> {
     let tree = built_in()
         .add_source(File::from_str(toml, FileFormat::Toml))
         .build()

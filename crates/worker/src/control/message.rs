@@ -63,6 +63,8 @@ pub(crate) enum Request {
         /// The image.
         image: Option<ImageName>,
     },
+    /// Has the configuration read again, and waits for that.
+    Reload,
 }
 
 /// A command, and the machine that it is to run in.
@@ -173,6 +175,13 @@ pub(crate) enum Answer {
     },
     /// How images are off with templates.
     Templates(Vec<TemplatesOf>),
+    /// The configuration was read again.
+    Reloaded {
+        /// What is different from now on.
+        changes: Vec<String>,
+        /// What is different after a restart.
+        restart: Vec<String>,
+    },
 }
 
 /// What became of a command.
@@ -313,6 +322,13 @@ impl fmt::Display for Answer {
                 writeln!(f, "template of image '{image}': {made}; {template}")
             }
             Answer::Templates(images) => images.iter().try_for_each(|image| write!(f, "{image}")),
+            Answer::Reloaded { changes, restart } if changes.is_empty() && restart.is_empty() => {
+                writeln!(f, "nothing is different")
+            }
+            Answer::Reloaded { changes, restart } => {
+                changes.iter().try_for_each(|change| writeln!(f, "reloaded: {}", Printable(change)))?;
+                restart.iter().try_for_each(|change| writeln!(f, "needs a restart: {}", Printable(change)))
+            }
         }
     }
 }
@@ -508,6 +524,21 @@ mod tests {
     }
 
     #[test]
+    fn what_a_reload_changed_is_a_line_each() {
+        let check = |changes: &[&str], restart: &[&str], expected: &str| {
+            let lines = |lines: &[&str]| lines.iter().map(|line| (*line).to_owned()).collect();
+            let answer = Answer::Reloaded { changes: lines(changes), restart: lines(restart) };
+            assert_eq!(answer.to_string(), expected);
+        };
+        check(&[], &[], "nothing is different\n");
+        check(
+            &["pool.slots 2 → 4", "images.debian added"],
+            &["worker.name \"a\" → \"b\""],
+            "reloaded: pool.slots 2 → 4\nreloaded: images.debian added\nneeds a restart: worker.name \"a\" → \"b\"\n",
+        );
+    }
+
+    #[test]
     fn requests_are_understood_as_they_are_written() {
         let check = |text: &str, expected: Option<Request>| {
             assert_eq!(serde_json::from_str(text).ok(), expected, "{text}");
@@ -549,6 +580,7 @@ mod tests {
             Some(Request::Exec(wanted)),
         );
         check(r#"{"verb":"exec","image":"debian","stdin":false,"command":["true"],"force":true}"#, None);
+        check(r#"{"verb":"reload"}"#, Some(Request::Reload));
         check(r#"{"verb":"template"}"#, None);
         check(r#"{"verb":"rollback"}"#, None);
         check(r#"{"verb":"rollback","image":"../debian"}"#, None);

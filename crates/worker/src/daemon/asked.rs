@@ -24,6 +24,8 @@ const TEMPLATE_MADE: Duration = Duration::from_secs(3600);
 
 /// How long a person waits for what nothing uses to be removed.
 const GARBAGE_COLLECTED: Duration = Duration::from_secs(600);
+/// How long a person waits for a reload.
+const RELOADED: Duration = Duration::from_secs(180);
 
 /// Does what a person asks, and says what came of it; gives it up when the person goes.
 pub(super) async fn answer(pool: Pool, outline: Outline, request: control::Request, mut talk: Talk) {
@@ -64,7 +66,7 @@ async fn carry_out(
         control::Request::Images => {
             let pool = pool.clone();
             // Looks at files.
-            let look = move || pool.image_uses().into_iter().map(|seen| image_line(pool.state_dir(), seen)).collect();
+            let look = move || pool.image_uses().into_iter().map(|seen| image_line(&pool.state_dir(), seen)).collect();
             Ok(Answer::Images(tokio::task::spawn_blocking(look).await?))
         }
         control::Request::Gc { dry_run, disks } => {
@@ -81,6 +83,8 @@ async fn carry_out(
             let Made { template, already } = pool.make_template(&image.0).await?;
             Ok(Answer::Template { image: image.into(), already, template: template_line(template) })
         }
+        // The main loop does it, as it is about more than the pool.
+        control::Request::Reload => anyhow::bail!("the configuration can't be reloaded in this way"),
         control::Request::Templates { image } => {
             let images = pool.templates(image.as_ref().map(|image| &image.0))?;
             Ok(Answer::Templates(images.into_iter().map(templates_of).collect()))
@@ -161,6 +165,8 @@ pub(crate) fn pool_closes_within(config: &Config) -> Duration {
 /// How long a person who asks for something waits for its end: all of it is done by then that is done at all.
 pub(crate) fn answer_within(config: &Config, request: &control::Request) -> Duration {
     match request {
+        // A worker that gets images for the first time deals with what an earlier run left.
+        control::Request::Reload => RELOADED,
         // Others may be made before it, with whatever their images do to warm up.
         control::Request::Template { .. } => TEMPLATE_MADE,
         // Large files are removed.

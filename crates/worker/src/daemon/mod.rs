@@ -1,6 +1,7 @@
 //! The main loop: what the master asks, what commands end, and when to stop.
 
 mod asked;
+mod reload;
 mod status;
 
 use std::collections::{BTreeSet, HashMap};
@@ -20,6 +21,8 @@ use tracing::field::Empty;
 use tracing::{Instrument, debug, error_span, info, warn};
 
 pub(crate) use self::asked::{answer_within, pool_closes_within};
+pub(crate) use self::reload::Origin;
+use self::reload::Reload;
 use self::status::{Outline, RunningCommand};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
@@ -28,7 +31,7 @@ use crate::control::{self, Question};
 use crate::core_tasks::{self, CoreTasks, End};
 use crate::host_access;
 use crate::info::{self, PoolState};
-use crate::master::{Contact, Line, LineEvent, MasterLink};
+use crate::master::{Access, Contact, Line, LineEvent, MasterLink};
 use crate::notify::{Notifier, Standing};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
@@ -67,6 +70,10 @@ enum Event {
     Asked(Question),
     /// A person has the answer, or has gone.
     Answered(Result<(), JoinError>),
+    /// The configuration is to be read again.
+    Reload,
+    /// It was, with this result.
+    Reloaded(reload::Ended),
     /// The worker is to stop once the builds that run have ended.
     Drain,
     /// The worker is to stop.
@@ -77,18 +84,20 @@ enum Event {
 ///
 /// # Errors
 /// It could not start, or one of its tasks broke down.
-pub(crate) async fn run(config: Config) -> anyhow::Result<()> {
+pub(crate) async fn run(config: Config, origin: Origin) -> anyhow::Result<()> {
     let (core, core_ended) = CoreTasks::new();
-    run_with(config, core, core_ended).await
+    run_with(config, origin, core, core_ended).await
 }
 
 async fn run_with(
     config: Config,
+    origin: Origin,
     core: CoreTasks,
     core_ended: mpsc::Receiver<core_tasks::Ended>,
 ) -> anyhow::Result<()> {
     let mut signals = StopSignals::new().context("listen for signals")?;
     let drain_signal = signal(SignalKind::user_defined1()).context("listen for signals")?;
+    let hangup = signal(SignalKind::hangup()).context("listen for signals")?;
     let (drain, drain_wanted) = watch::channel(false);
     let password = config.worker.password.read()?;
     let basedir = &config.worker.basedir;
@@ -101,22 +110,21 @@ async fn run_with(
             return Ok(());
         }
     };
+    let config = Arc::new(config);
+    let told = watch::Sender::new(Arc::clone(&config));
     // Without images nothing of the state directory is used, and nobody has claimed it.
     let control = if config.images.is_empty() {
         None
     } else {
-        let patience = config.clone();
-        let patience = move |request: &control::Request| answer_within(&patience, request);
-        Some(control::Server::listen(&config.control, patience, &core).await?)
+        Some(control::Server::listen(&config.control, patience(&told), &core).await?)
     };
+    let (access, access_now) = watch::channel(Access::of(&config, password));
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
     let contact = Contact::new();
     let line = Line {
         master: config.worker.master.clone(),
         name: config.worker.name.clone(),
-        password,
-        ca_file: config.worker.ca_file.clone(),
-        connection: config.connection.clone(),
+        access: access_now,
         contact: contact.clone(),
         drain: drain_wanted,
     };
@@ -128,6 +136,8 @@ async fn run_with(
         environment,
         pool,
         control,
+        told,
+        reload: Reload::new(origin, access),
         settings: Arc::new(Settings::default()),
         link: None,
         running: HashMap::new(),
@@ -146,17 +156,21 @@ async fn run_with(
         notify,
         signals,
         drain_signal,
+        hangup,
         drain,
     };
     daemon.run().await
 }
 
 struct Daemon {
-    config: Config,
+    config: Arc<Config>,
     environment: Vec<(OsString, OsString)>,
     pool: Pool,
     /// None if there is no pool to be asked about.
     control: Option<control::Server>,
+    /// The same configuration, for who answers people.
+    told: watch::Sender<Arc<Config>>,
+    reload: Reload,
     host: Arc<Host>,
     /// How the master wants output, for commands started from now on.
     settings: Arc<Settings>,
@@ -176,6 +190,7 @@ struct Daemon {
     notify: Notifier,
     signals: StopSignals,
     drain_signal: Signal,
+    hangup: Signal,
     /// Whether the worker is to stop once the builds that run have ended.
     drain: watch::Sender<bool>,
 }
@@ -209,6 +224,8 @@ impl Daemon {
                 Event::Asked(question) => self.answer(question),
                 Event::Answered(Ok(())) => {}
                 Event::Answered(Err(error)) => warn!("what a person asked for broke down: {error}"),
+                Event::Reload => self.reload(None),
+                Event::Reloaded(ended) => self.reloaded(ended),
                 Event::Stop(why) => return self.stop(why).await,
                 Event::CoreTaskEnded(ended) => {
                     self.stop(&ended.to_string()).await?;
@@ -226,6 +243,8 @@ impl Daemon {
             _ = self.drain_signal.recv() => Event::Drain,
             Some(ended) = self.core_ended.recv() => Event::CoreTaskEnded(ended),
             () = self.notify.due() => Event::Notify,
+            _ = self.hangup.recv() => Event::Reload,
+            ended = self.reload.ended() => Event::Reloaded(ended),
             Some(ended) = self.tasks.join_next_with_id() => match ended {
                 Ok((task, ())) => Event::CommandEnded(task, Ok(())),
                 Err(error) => Event::CommandEnded(error.id(), Err(error)),
@@ -349,6 +368,9 @@ impl Daemon {
 
     /// Does what a person asks, without waiting for the end of it.
     fn answer(&mut self, Question { request, talk }: Question) {
+        if request == control::Request::Reload {
+            return self.reload(Some(talk));
+        }
         self.asking.spawn(asked::answer(self.pool.clone(), self.outline(), request, talk));
     }
 
@@ -485,6 +507,7 @@ impl Daemon {
         info!("stopping: {why}");
         let machines_end = pool_closes_within(&self.config);
         self.notify.stopping(why, COMMANDS_END + GOODBYE + machines_end + LEEWAY);
+        self.reload.give_up();
         self.abandon_commands();
         self.control = None;
         // Machines of people, and those that are being started for them, end with this.
@@ -509,6 +532,12 @@ impl Daemon {
         }
         Ok(())
     }
+}
+
+/// How long answers to people are waited for.
+fn patience(told: &watch::Sender<Arc<Config>>) -> impl Fn(&control::Request) -> Duration + use<> {
+    let told = told.subscribe();
+    move |request| answer_within(&told.borrow(), request)
 }
 
 async fn next_question(control: &mut Option<control::Server>) -> Question {
@@ -621,7 +650,9 @@ mod tests {
         let config = Config::load(None, &overrides).expect("it is all there is to say");
         let (core, ended) = CoreTasks::new();
         tokio::spawn(core.watch("the baker", End::Never, async {}));
-        let result = tokio::time::timeout(COMMANDS_END, run_with(config, core, ended)).await.expect("it stops");
+        let result = tokio::time::timeout(COMMANDS_END, run_with(config, Origin::default(), core, ended))
+            .await
+            .expect("it stops");
         assert_eq!(result.expect_err("it fails").to_string(), "the baker ended, which it should not");
     }
 

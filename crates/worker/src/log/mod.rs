@@ -72,7 +72,6 @@ pub(crate) fn start(log: &Log) {
 }
 
 /// Has another filter decide what is logged from now on. The format stays what it was at the start.
-#[allow(dead_code, reason = "for a configuration that is read again")]
 pub(crate) fn reload(log: &Log) {
     if let Some(filter) = FILTER.get() {
         // Fails only if nothing logs any more.

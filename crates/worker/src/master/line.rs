@@ -1,7 +1,6 @@
 //! Keeps a line to the master: connects, serves, and connects again when the line is lost.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,12 +13,13 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, t
 use tracing::field::Empty;
 use tracing::{Instrument, debug, error_span, info, warn};
 
+use super::access::Access;
 use super::backoff::Backoff;
 use super::connect::{ConnectError, connect};
 use super::contact::Contact;
 use super::link::{MasterLink, Outgoing};
 use super::wire::{Over, Received, Refused, Wire};
-use crate::config::{self, MasterAddress, Password};
+use crate::config::{self, MasterAddress};
 
 /// How many calls may be without an answer. A master that is slow to take output slows the commands down.
 const UNANSWERED: usize = 64;
@@ -45,9 +45,8 @@ pub(crate) enum LineEvent {
 pub(crate) struct Line {
     pub master: MasterAddress,
     pub name: String,
-    pub password: Password,
-    pub ca_file: Option<PathBuf>,
-    pub connection: config::Connection,
+    /// How to get at the master from the next time on.
+    pub access: watch::Receiver<Access>,
     /// Where it is noted how the line is.
     pub contact: Contact,
     /// Whether the master is to be asked for no more builds.
@@ -56,17 +55,21 @@ pub(crate) struct Line {
 
 impl Line {
     /// Keeps the line until the daemon drops `events` or the task.
-    pub(crate) async fn keep(self, events: mpsc::Sender<LineEvent>) {
-        let mut backoff = Backoff::new(self.connection.retry_min, self.connection.retry_max);
+    pub(crate) async fn keep(mut self, events: mpsc::Sender<LineEvent>) {
+        let mut backoff = None;
         while !events.is_closed() {
-            let connection = &self.connection;
-            let ca_file = self.ca_file.as_deref();
+            if self.access.has_changed().unwrap_or(false) {
+                // What made the attempts before fail may be put right.
+                backoff = None;
+            }
+            let Access { password, ca_file, connection } = self.access.borrow_and_update().clone();
+            let backoff = backoff.get_or_insert_with(|| Backoff::new(connection.retry_min, connection.retry_max));
             self.contact.connecting();
-            let attempt = connect(&self.master, ca_file, &self.name, &self.password, connection.connect_timeout);
+            let attempt = connect(&self.master, ca_file.as_deref(), &self.name, &password, connection.connect_timeout);
             let span = error_span!("line", protocol = %self.master.scheme, peer = Empty);
             let why = match attempt.instrument(span.clone()).await {
                 Ok(wire) => {
-                    let served = self.serve(wire, &events).instrument(span).await;
+                    let served = self.serve(wire, &connection, &events).instrument(span).await;
                     if served.attached {
                         backoff.reset();
                     }
@@ -83,15 +86,17 @@ impl Line {
             let _ = events.send(LineEvent::NotConnected { why }).await;
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                // At once: somebody has put right what was wrong, such as the password.
+                () = another(&mut self.access) => {}
                 () = events.closed() => {}
             }
         }
     }
 
     /// Serves one connection to its end.
-    async fn serve(&self, wire: Wire, events: &mpsc::Sender<LineEvent>) -> Served {
+    async fn serve(&self, wire: Wire, connection: &config::Connection, events: &mpsc::Sender<LineEvent>) -> Served {
         let (link, calls) = MasterLink::new();
-        let mut conversation = Conversation::new(self, wire, events, calls);
+        let mut conversation = Conversation::new(self, wire, connection, events, calls);
         let settings = conversation.wire.settings();
         let Over(why) = match events.send(LineEvent::Up { link, settings }).await {
             Ok(()) => conversation.hold().await,
@@ -128,6 +133,7 @@ struct Served {
 struct Conversation<'a> {
     line: &'a Line,
     wire: Wire,
+    connection: &'a config::Connection,
     events: &'a mpsc::Sender<LineEvent>,
     calls: mpsc::Receiver<Outgoing>,
     /// Room for calls without an answer.
@@ -165,13 +171,20 @@ enum Turn {
 }
 
 impl<'a> Conversation<'a> {
-    fn new(line: &'a Line, wire: Wire, events: &'a mpsc::Sender<LineEvent>, calls: mpsc::Receiver<Outgoing>) -> Self {
+    fn new(
+        line: &'a Line,
+        wire: Wire,
+        connection: &'a config::Connection,
+        events: &'a mpsc::Sender<LineEvent>,
+        calls: mpsc::Receiver<Outgoing>,
+    ) -> Self {
         // Over WebSocket the login is part of the handshake.
         let logged_in = matches!(wire, Wire::WebSocket(_));
         Conversation {
             line,
             logged_in,
             wire,
+            connection,
             events,
             calls,
             room: Arc::new(Semaphore::new(UNANSWERED)),
@@ -188,13 +201,13 @@ impl<'a> Conversation<'a> {
 
     /// Goes on until it is over, and says why it is.
     async fn hold(&mut self) -> Over {
-        let dead_after = self.line.connection.dead_after;
+        let dead_after = self.connection.dead_after;
         let mut life = interval_at(Instant::now() + dead_after / 3, dead_after / 3);
         life.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut heard = Instant::now();
         loop {
             // Over PB the master speaks first, and at once; over the others it has spoken already.
-            let patience = if self.heard { dead_after } else { self.line.connection.connect_timeout };
+            let patience = if self.heard { dead_after } else { self.connection.connect_timeout };
             let turn = match self.turn(&mut life, heard + patience).await {
                 Ok(turn) => turn,
                 Err(over) => return over,
@@ -221,11 +234,11 @@ impl<'a> Conversation<'a> {
             received = timeout_at(dead_at, self.wire.receive()) => match received {
                 Ok(received) => received.map(Turn::Take),
                 Err(_) if self.heard => {
-                    let silence = self.line.connection.dead_after.as_secs();
+                    let silence = self.connection.dead_after.as_secs();
                     Err(Over(format!("the master was silent for {silence} s")))
                 }
                 Err(_) => {
-                    let silence = self.line.connection.connect_timeout.as_secs();
+                    let silence = self.connection.connect_timeout.as_secs();
                     Err(Over(format!("nothing was said for {silence} s after the connection was made")))
                 }
             },
@@ -356,6 +369,16 @@ impl<'a> Conversation<'a> {
         }
         self.wire.close().await
     }
+}
+
+/// Waits until the master is to be got at in another way. Cancel-safe.
+async fn another(access: &mut watch::Receiver<Access>) {
+    if access.changed().await.is_err() {
+        // The daemon is gone.
+        std::future::pending().await
+    }
+    // For the next attempt to see.
+    access.mark_changed();
 }
 
 /// Waits until draining is wanted. Cancel-safe.

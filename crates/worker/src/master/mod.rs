@@ -9,6 +9,7 @@
 //!
 //! What a request means is the daemon's business, and what a command says is the command's.
 
+mod access;
 mod backoff;
 mod broker;
 mod connect;
@@ -20,6 +21,7 @@ mod trial;
 mod websocket;
 mod wire;
 
+pub(crate) use access::Access;
 pub(crate) use contact::{Contact, Phase, Reading};
 pub(crate) use line::{Line, LineEvent};
 #[cfg(test)]

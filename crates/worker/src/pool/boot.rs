@@ -39,7 +39,7 @@ impl Pool {
             None => (None, None),
         };
         lease.notice().doing("booting: making its disk");
-        let ground = ground(hypervisor, &self.0.generations, &order.image, &lease).await?;
+        let ground = ground(hypervisor, &self.0.generations, &order.image, &image, &lease).await?;
         let (generation, host_key) = (ground.number, ground.host_key.clone());
         lease.stand_on(ground);
         let vm = run_qemu(hypervisor, &image, Shape::of(order, &image), &lease, cable).await?;
@@ -93,14 +93,15 @@ impl Pool {
 async fn ground(
     hypervisor: &Hypervisor,
     generations: &Generations,
-    image: &Name,
+    name: &Name,
+    image: &Image,
     lease: &Lease,
 ) -> anyhow::Result<Ground> {
     make_private_directory(lease.slot().directory())?;
     match lease.disk() {
-        Some(disk) => disk.open(&hypervisor.qemu, generations).await,
+        Some(disk) => disk.open(&hypervisor.qemu, generations, image).await,
         None => {
-            let ground = generations.current(image)?;
+            let ground = generations.current(name, image)?;
             hypervisor.qemu.create_overlay(&ground.base, &lease.slot().overlay()).await?;
             Ok(ground)
         }

@@ -50,6 +50,14 @@ pub(super) struct Limits {
     pub low_water_mib: u64,
 }
 
+impl Limits {
+    /// Those of a configuration on this host.
+    pub(super) fn of(config: &config::Pool) -> Self {
+        let memory_mib = config.memory_budget_mib.or_else(host_memory::budget_mib);
+        Limits { memory_mib, low_water_mib: config.disk_low_water_mib }
+    }
+}
+
 /// The space of a file system, in MiB.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Space {
@@ -174,7 +182,7 @@ type Look = dyn Fn() -> io::Result<Space> + Send + Sync;
 pub(super) struct Budget(Arc<Inner>);
 
 struct Inner {
-    limits: Limits,
+    limits: Mutex<Limits>,
     look: Box<Look>,
     books: Mutex<Books>,
     returned: watch::Sender<()>,
@@ -197,16 +205,21 @@ struct Entry {
 impl Budget {
     /// That of a worker, as its configuration and its host say.
     pub(super) fn open(config: &config::Pool) -> Self {
-        let memory_mib = config.memory_budget_mib.or_else(host_memory::budget_mib);
-        let limits = Limits { memory_mib, low_water_mib: config.disk_low_water_mib };
         let state_dir = config.state_dir.clone();
-        Budget::new(limits, move || Space::of(&state_dir))
+        Budget::new(Limits::of(config), move || Space::of(&state_dir))
+    }
+
+    /// Has machines that start from now on keep within other limits. What was promised stays promised.
+    pub(super) fn set(&self, limits: Limits) {
+        *self.0.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+        // Who waits may fit now.
+        self.0.returned.send_replace(());
     }
 
     /// One from which nothing is promised yet.
     pub(super) fn new(limits: Limits, look: impl Fn() -> io::Result<Space> + Send + Sync + 'static) -> Self {
         Budget(Arc::new(Inner {
-            limits,
+            limits: Mutex::new(limits),
             look: Box::new(look),
             books: Mutex::default(),
             returned: watch::Sender::new(()),
@@ -217,7 +230,7 @@ impl Budget {
     pub(super) fn promise(&self, need: Need, overlay: &Path) -> Result<Promise, Shortage> {
         let space = self.space();
         let mut books = self.books();
-        fits(need, self.0.limits, books.promised(), space)?;
+        fits(need, self.limits(), books.promised(), space)?;
         let number = books.next;
         books.next += 1;
         books.entries.insert(number, Entry { need, overlay: overlay.to_owned() });
@@ -226,7 +239,7 @@ impl Budget {
 
     /// Why a machine would not fit even if it were the only one; nothing if it would.
     pub(super) fn never(&self, need: Need) -> Option<Excess> {
-        let Limits { memory_mib, low_water_mib } = self.0.limits;
+        let Limits { memory_mib, low_water_mib } = self.limits();
         if let Some(budget_mib) = memory_mib.filter(|budget_mib| need.memory_mib > *budget_mib) {
             return Some(Excess::Memory { needed_mib: need.memory_mib, budget_mib });
         }
@@ -238,7 +251,7 @@ impl Budget {
     /// The memory that is promised to nobody, in MiB. None if nothing is known of it.
     pub(super) fn memory_left_mib(&self) -> Option<u64> {
         let promised = self.books().promised().memory_mib;
-        self.0.limits.memory_mib.map(|budget| budget.saturating_sub(promised))
+        self.limits().memory_mib.map(|budget| budget.saturating_sub(promised))
     }
 
     /// Whether the disk has less free than is to stay free. Its beginning and its end are logged.
@@ -252,14 +265,14 @@ impl Budget {
         self.books().disk_is_low
     }
 
-    /// What changes when a promise is over.
+    /// What changes when a promise is over, or the limits are others.
     pub(super) fn returned(&self) -> watch::Receiver<()> {
         self.0.returned.subscribe()
     }
 
     fn space(&self) -> Option<Space> {
         let space = (self.0.look)().ok()?;
-        let low_water_mib = self.0.limits.low_water_mib;
+        let low_water_mib = self.limits().low_water_mib;
         let low = space.free_mib < low_water_mib;
         let before = std::mem::replace(&mut self.books().disk_is_low, low);
         match (before, low) {
@@ -271,6 +284,10 @@ impl Budget {
             _ => {}
         }
         Some(space)
+    }
+
+    fn limits(&self) -> Limits {
+        *self.0.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn books(&self) -> MutexGuard<'_, Books> {
@@ -300,7 +317,7 @@ impl Entry {
 
 impl fmt::Debug for Budget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Budget").field("limits", &self.0.limits).field("books", &self.books()).finish_non_exhaustive()
+        f.debug_struct("Budget").field("limits", &self.limits()).field("books", &self.books()).finish_non_exhaustive()
     }
 }
 

@@ -42,13 +42,13 @@ enum Fault {
 
 impl Pool {
     /// What there is to make a machine for an order of, if its image has templates.
-    pub(super) fn offer(&self, order: &Order, image: &Image, hypervisor: &Hypervisor) -> Option<Offer> {
+    pub(super) fn offer(&self, order: &Order, image: &Arc<Image>, hypervisor: &Hypervisor) -> Option<Offer> {
         if !image.template {
             return None;
         }
         match unlike_template(order, image) {
             Some(why) => Some(Offer::Boot(why)),
-            None => self.0.templates.offer(&order.image, &self.0.generations, hypervisor),
+            None => self.0.templates.offer(&order.image, image, &self.0.generations, hypervisor),
         }
     }
 

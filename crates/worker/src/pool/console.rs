@@ -11,7 +11,6 @@ use tokio::io::{AsyncReadExt, AsyncSeekExt};
 
 use super::Pool;
 use super::board::Notice;
-use super::slot::Slot;
 
 /// How often the file is looked at by those who follow it.
 pub(crate) const POLL: Duration = Duration::from_millis(200);
@@ -106,8 +105,7 @@ impl Pool {
     /// The console of the machine in a slot, from its beginning.
     pub(crate) async fn console(&self, slot: u16) -> Result<SlotConsole, NoConsole> {
         let machine = self.0.slots.board().notice(slot).ok_or(NoConsole::NoSlot(slot))?;
-        let directory = self.0.config.state_dir.join("slots");
-        let path = Slot::new(slot, self.0.config.ssh_port_base, &directory).console_log();
+        let path = self.slot_numbered(slot).console_log();
         match ConsoleFile::open(&path, 0).await {
             Ok(file) => Ok(SlotConsole { file, machine }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Err(NoConsole::NoMachine(slot)),

@@ -13,6 +13,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::generations::{FIRST, Generations, Ground};
 use super::identity::DiskIdentity;
 use super::state_dir::{make_lasting_directory, write_whole};
+use crate::config::Image;
 
 /// The disks that persist, below one directory.
 #[derive(Debug)]
@@ -79,11 +80,16 @@ impl DiskLock {
     ///
     /// # Errors
     /// What the disk was made on is another one now, or a file can't be made.
-    pub(super) async fn open(&self, qemu: &qemu::Qemu, generations: &Generations) -> anyhow::Result<Ground> {
+    pub(super) async fn open(
+        &self,
+        qemu: &qemu::Qemu,
+        generations: &Generations,
+        image: &Image,
+    ) -> anyhow::Result<Ground> {
         let note = note(&self.path);
         if self.path.exists() {
             let Note { base, generation } = read_note(&note)?;
-            let ground = generations.at(&self.image, generation).with_context(|| {
+            let ground = generations.at(&self.image, image, generation).with_context(|| {
                 format!("the persistent disk {} stands on an older generation", self.path.display())
             })?;
             if base != DiskIdentity::of(&ground.base.file)? {
@@ -96,7 +102,7 @@ impl DiskLock {
             }
             return Ok(ground);
         }
-        let ground = generations.current(&self.image)?;
+        let ground = generations.current(&self.image, image)?;
         let directory = self.path.parent().unwrap_or(Path::new("/"));
         make_lasting_directory(directory)?;
         // The note first: an overlay without one could not be trusted.

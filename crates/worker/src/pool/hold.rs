@@ -50,7 +50,7 @@ impl Pool {
     /// Takes a machine from its builder and lets it run on for a person: for the time asked, if the configuration allows as
     /// much. Neither builds nor the line have to do with it any more.
     pub(crate) async fn hold(&self, owner: &Owner, asked: Duration) -> Result<Hold, VmError> {
-        let config = &self.0.config;
+        let config = self.config();
         let most = usize::from(config.max_held);
         if most == 0 {
             let stopped = self.stop(owner, None).await;
@@ -87,7 +87,7 @@ impl Pool {
         asked: Duration,
         login: String,
     ) -> Held {
-        let time = asked.min(self.0.config.max_hold);
+        let time = asked.min(self.config().max_hold);
         machine.extend(time);
         machine.span.in_scope(|| info!(seconds = time.as_secs(), "vm held"));
         let displaced = displaced.into_iter().map(|machine| {

@@ -1,6 +1,6 @@
 //! How images are used, for people.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use protocol::command::Name;
@@ -26,16 +26,16 @@ impl Pool {
     /// What is done with each image, by name.
     pub(crate) fn image_uses(&self) -> Vec<ImageUse> {
         let image_use = |(name, image): (&Name, &Arc<Image>)| {
-            let (warm, warm_wanted) = self.0.warm.of_image(name);
+            let (warm, warm_wanted) = (self.0.warm.ready_of(name), usize::from(image.warm));
             let machines = self.machines().up().filter(|machine| machine.facts.image_name == *name).count();
             let template = self.outlook(name).state;
             ImageUse { name: name.clone(), image: Arc::clone(image), template, warm, warm_wanted, machines }
         };
-        self.0.images.iter().map(image_use).collect()
+        self.images().iter().map(image_use).collect()
     }
 
     /// Where its files are.
-    pub(crate) fn state_dir(&self) -> &Path {
-        &self.0.config.state_dir
+    pub(crate) fn state_dir(&self) -> PathBuf {
+        self.config().state_dir.clone()
     }
 }

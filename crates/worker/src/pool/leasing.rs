@@ -1,5 +1,8 @@
 //! What a machine waits for before it starts: its persistent disk, a slot, memory, and space on the disk.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use protocol::command::Mode;
 use tokio::time::{Instant, timeout_at};
 
@@ -25,38 +28,55 @@ impl Need {
 }
 
 impl Pool {
-    /// Waits, bounded, for what the machine will occupy. First for the persistent disk, as that concerns nobody but those
+    /// Waits, bounded, for what the machine will occupy, and says what its image is by then: one whose image was changed
+    /// meanwhile is of the changed one, and waits anew if that needs more or less. First for the persistent disk, as that concerns nobody but those
     /// who want the same; then for a slot with memory and space, which are got together. Whoever has these waits for
     /// nothing more, so that the waits end if builds do. From the wait for a slot on no machine is made ready for others,
     /// until the note of that is dropped.
     pub(super) async fn lease(
         &self,
         order: &Order,
-        image: &Image,
+        mut image: Arc<Image>,
         progress: &dyn Progress,
-    ) -> Result<(Lease, Start), VmError> {
-        let need = Need::of(image, Shape::of(order, image));
-        if let Some(excess) = self.0.budget.never(need) {
-            return Err(VmError::TooLarge { vm: order.owner.vm.clone(), image: order.image.clone(), excess });
-        }
-        let deadline = Instant::now() + self.0.config.acquire_timeout;
+    ) -> Result<(Arc<Image>, Lease, Start), VmError> {
+        let waiting = self.config().acquire_timeout;
+        let deadline = Instant::now() + waiting;
+        let mut need = self.need(order, &image)?;
         let disk = match order.mode {
             Mode::Fresh => None,
-            Mode::Persistent => Some(self.persistent_disk(order, deadline, progress).await?),
+            Mode::Persistent => Some(self.persistent_disk(order, deadline, waiting, progress).await?),
         };
         let mut start = self.0.warm.begin();
         start.note_unserved();
-        let mut lease = self.slot(need, deadline, progress).await?;
-        if let Some(disk) = disk {
-            lease.keep(disk);
+        loop {
+            let mut lease = self.slot(need, deadline, waiting, progress).await?;
+            image = self.image(&order.image)?;
+            let needed = std::mem::replace(&mut need, self.need(order, &image)?);
+            if needed != need {
+                progress.say(format!("image '{}' was changed; waiting for what it needs now", order.image)).await;
+                continue;
+            }
+            if let Some(disk) = disk {
+                lease.keep(disk);
+            }
+            return Ok((image, lease, start));
         }
-        Ok((lease, start))
+    }
+
+    /// What an order's machine takes, if it ever fits.
+    fn need(&self, order: &Order, image: &Image) -> Result<Need, VmError> {
+        let need = Need::of(image, Shape::of(order, image));
+        match self.0.budget.never(need) {
+            Some(excess) => Err(VmError::TooLarge { vm: order.owner.vm.clone(), image: order.image.clone(), excess }),
+            None => Ok(need),
+        }
     }
 
     async fn persistent_disk(
         &self,
         order: &Order,
         deadline: Instant,
+        waited: Duration,
         progress: &dyn Progress,
     ) -> Result<DiskLock, VmError> {
         let vm = &order.owner.vm;
@@ -65,12 +85,17 @@ impl Pool {
             return Ok(lock);
         }
         progress.say(format!("waiting for the persistent disk '{vm}', which another builder uses")).await;
-        let waited = self.0.config.acquire_timeout;
         let late = |_| VmError::DiskInUse { image: order.image.clone(), vm: vm.clone(), waited };
         timeout_at(deadline, lock).await.map_err(late)
     }
 
-    async fn slot(&self, need: Need, deadline: Instant, progress: &dyn Progress) -> Result<Lease, VmError> {
+    async fn slot(
+        &self,
+        need: Need,
+        deadline: Instant,
+        waited: Duration,
+        progress: &dyn Progress,
+    ) -> Result<Lease, VmError> {
         let mut turn = self.0.slots.queue(need).await;
         // The first answer comes at once, even if there is no time to wait.
         let mut next = turn.next().await;
@@ -85,7 +110,6 @@ impl Pool {
             if told.replace(kind) != Some(kind) {
                 progress.say(self.describe(&wait)).await;
             }
-            let waited = self.0.config.acquire_timeout;
             next = timeout_at(deadline, turn.next()).await.map_err(|_| VmError::PoolFull { wait, waited })?;
         }
     }
@@ -95,13 +119,15 @@ impl Pool {
         if self.0.budget.disk_is_low() {
             return 0;
         }
-        let needs = self.0.images.values().map(|image| Need::of(image, Shape::fresh(image)));
+        let images = self.images();
+        let needs = images.values().map(|image| Need::of(image, Shape::fresh(image)));
         // Builds whose machine never fits do not wait for it, but are told so.
         let smallest = needs.filter(|need| self.0.budget.never(*need).is_none()).map(|need| need.memory_mib()).min();
         // What is ready is handed out, or gives way.
-        let (spares, spares_mib) = self.0.warm.yielding();
+        let census = self.0.slots.census();
+        let (spares, spares_mib) = self.0.warm.yielding(census.slots);
         let left = self.0.budget.memory_left_mib().map(|left| left.saturating_add(spares_mib));
-        fit(self.0.slots.census().free.saturating_add(spares), left, smallest)
+        fit(census.free.saturating_add(spares), left, smallest)
     }
 
     /// How many machines may run at a time.

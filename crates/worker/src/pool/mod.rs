@@ -30,6 +30,7 @@ mod registry;
 mod report;
 mod restorer;
 mod save;
+mod setup;
 mod slot;
 mod slots;
 mod ssh_command;
@@ -41,9 +42,8 @@ mod visit;
 mod warm;
 mod way_in;
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -54,10 +54,10 @@ use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
 use tracing::{Instrument, Span, error_span, info, warn};
 
-use crate::config::{self, Config, Image};
+use crate::config::{self, Config};
 use crate::core_tasks::{CoreTasks, End};
 pub(crate) use board::{Occupant, SlotState};
-use budget::{Budget, Need};
+use budget::Budget;
 pub(crate) use budget::{Excess, QEMU_MIB, Space};
 #[cfg(test)]
 pub(crate) use console::BLOCK as CONSOLE_BLOCK;
@@ -70,19 +70,17 @@ pub(crate) use hold::{Held, Hold};
 pub(crate) use host_keys::file as host_key_file;
 pub(crate) use host_memory::budget_mib as host_memory_mib;
 pub(crate) use image_use::ImageUse;
-use machine::Shape;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence};
 pub(crate) use reboot::Rebooted;
 pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
 pub(crate) use report::SlotReport;
 pub(crate) use save::Saved;
-use slot::Slot;
+use setup::{ForWhom, Setup};
 pub(crate) use slots::Census;
 use slots::Slots;
 pub(crate) use slots::{is_left, port_is_free};
 pub(crate) use ssh_command::{SshCommand, shell_word};
-use state_dir::Crashed;
 pub(crate) use state_dir::neighbour;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};
@@ -124,10 +122,10 @@ pub(crate) struct Pool(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    config: config::Pool,
-    images: BTreeMap<Name, Arc<Image>>,
-    /// None if there are no images.
-    hypervisor: Option<Hypervisor>,
+    setup: watch::Sender<Setup>,
+    whom: ForWhom,
+    /// Set as soon as there are images.
+    hypervisor: OnceLock<Hypervisor>,
     slots: Slots,
     budget: Budget,
     disks: disks::Disks,
@@ -190,72 +188,41 @@ impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
     /// Without an image there is nothing to start, and nothing of this is needed.
     pub(crate) async fn open(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
-        let pool = Pool::open_for_one(config, core).await?;
-        pool.keep_templates();
-        pool.keep_warm();
-        Ok(pool)
+        Pool::opened(config, core, ForWhom::Builds).await
     }
 
     /// Opens the pool for one machine: templates that there are are used, and nothing is made for machines to come.
     pub(crate) async fn open_for_one(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
-        let pool = config.pool.clone();
-        let directory = pool.state_dir.join("slots");
-        let hypervisor = if config.images.is_empty() { None } else { Some(Hypervisor::open(&pool).await?) };
-        let mut slots = Vec::new();
-        if let Some(claim) = hypervisor.as_ref().and_then(|hypervisor| hypervisor.claim.as_ref()) {
-            match claim.crashed {
-                Some(Crashed { pid, in_earlier_boot: true }) => {
-                    warn!(pid, "the host went down under the last run; what it left is cleaned up");
-                }
-                Some(Crashed { pid, .. }) => {
-                    warn!(pid, "the last run did not end in order; what it left is cleaned up")
-                }
-                None => {}
-            }
-            claim.begin();
-            slots::clean_beyond(&directory, pool.slots, pool.ssh_port_base).await;
-            slots.extend((0..pool.slots).map(|number| Slot::new(number, pool.ssh_port_base, &directory)));
-        }
-        let budget = Budget::open(&pool);
-        let slots = Slots::new(slots, budget.clone(), core);
-        if tokio::time::timeout(SETTLING, slots.settled()).await.is_err() {
-            warn!("slots of an earlier run are still being cleaned");
-        }
-        for (name, image) in &config.images {
-            if let Err(error) = std::fs::metadata(&image.disk) {
-                warn!(image = %name, disk = %image.disk.display(), "an image's disk can't be read: {error}");
-            }
-            if let Some(excess) = budget.never(Need::of(image, Shape::fresh(image))) {
-                warn!(image = %name, "no machine of the image will start: {excess}");
-            }
-        }
-        let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
-        let generations = Generations::open(&pool.state_dir, &images, core);
-        let templates = Templates::open(&pool.state_dir, &images, &generations, hypervisor.as_ref()).await;
-        Ok(Pool(Arc::new(Inner {
-            generations,
-            templates,
-            warm: warm::Warm::new(&images),
-            images,
-            hypervisor,
-            slots,
+        Pool::opened(config, core, ForWhom::OneMachine).await
+    }
+
+    async fn opened(config: &Config, core: &CoreTasks, whom: ForWhom) -> anyhow::Result<Self> {
+        let state_dir = &config.pool.state_dir;
+        let budget = Budget::open(&config.pool);
+        let setup = Setup::empty(&config.pool);
+        let pool = Pool(Arc::new(Inner {
+            generations: Generations::open(state_dir, &setup.images, core),
+            templates: Templates::new(state_dir),
+            warm: warm::Warm::default(),
+            hypervisor: OnceLock::new(),
+            slots: Slots::new(budget.clone(), core),
             budget,
-            disks: disks::Disks::new(disks::directory(&pool.state_dir)),
-            host_keys: host_keys::HostKeys::new(host_keys::directory(&pool.state_dir)),
+            disks: disks::Disks::new(disks::directory(state_dir)),
+            host_keys: host_keys::HostKeys::new(host_keys::directory(state_dir)),
             networks: network::Networks::default(),
             machines: Mutex::new(Registry::new()),
             tasks: TaskTracker::new(),
             core: core.clone(),
-            config: pool,
-        })))
+            setup: watch::Sender::new(setup),
+            whom,
+        }));
+        pool.take_up(config).await?;
+        Ok(pool)
     }
 
     /// Starts a machine and waits until its guest runs commands. Dropping the future ends what was begun.
     pub(crate) async fn start(&self, order: Order, progress: &dyn Progress) -> Result<Arc<Machine>, VmError> {
-        let image = self.0.images.get(&order.image).cloned();
-        let (Some(image), Some(hypervisor)) = (image, &self.0.hypervisor) else {
-            return Err(self.no_such_image(&order.image));
-        };
+        let hypervisor = self.hypervisor_for(&order.image)?;
         if let Some(build) = order.build {
             let scope = Scope::OtherBuilds { builder: &order.owner.builder, build };
             self.release(scope, "an earlier build of the builder left them").await;
@@ -264,7 +231,7 @@ impl Pool {
         // Within the command's, which has the builder.
         let span = error_span!("vm", vm = %order.owner.vm, image = %order.image, slot = Empty);
         // What is in there is large: a state machine of some tens of kilobytes, which each one around it would have on its stack.
-        let starting = Box::pin(self.start_for(&order, image, hypervisor, progress));
+        let starting = Box::pin(self.start_for(&order, hypervisor, progress));
         let started = starting.instrument(span).await;
         let machine = match started {
             Ok(machine) => machine,
@@ -283,7 +250,7 @@ impl Pool {
     /// Sees to it that what a machine occupied is freed when it ends, whatever ends it.
     fn watch(&self, machine: &Arc<Machine>) {
         let watched = Arc::clone(machine);
-        let (patience, pool, span) = (self.0.config.shutdown_timeout, self.clone(), machine.span.clone());
+        let (patience, pool, span) = (self.config().shutdown_timeout, self.clone(), machine.span.clone());
         let watching = async move {
             let status = watched.watch(patience).await;
             pool.machines().let_go(&watched);
@@ -302,19 +269,19 @@ impl Pool {
     async fn start_for(
         &self,
         order: &Order,
-        image: Arc<Image>,
         hypervisor: &Hypervisor,
         progress: &dyn Progress,
     ) -> Result<Arc<Machine>, VmError> {
         let asked = Instant::now();
         let start = self.0.warm.begin();
-        let longest = self.0.config.time_to_live;
+        let image = self.image(&order.image)?;
+        let longest = self.config().time_to_live;
         let time_to_live = order.ttl.map_or(longest, |asked| asked.min(longest));
         if let Some(spare) = self.take_spare(order, &image, hypervisor, progress).await {
             return Ok(spare.given_to(order, asked, time_to_live));
         }
         drop(start);
-        let (lease, _start) = self.lease(order, &image, progress).await?;
+        let (image, lease, _start) = self.lease(order, image, progress).await?;
         lease.notice().occupied_by(Occupant::ordered(order));
         let slot = lease.slot().number();
         Span::current().record("slot", slot);
@@ -386,7 +353,7 @@ impl Pool {
         };
         if tokio::time::timeout(deadline, closing).await.is_err() {
             warn!("machines did not stop in time; they are killed now");
-        } else if let Some(claim) = self.0.hypervisor.as_ref().and_then(|hypervisor| hypervisor.claim.as_ref()) {
+        } else if let Some(claim) = self.0.hypervisor.get().and_then(|hypervisor| hypervisor.claim.as_ref()) {
             claim.end();
         }
     }
@@ -407,8 +374,11 @@ impl Pool {
         self.0.machines.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn no_such_image(&self, image: &Name) -> VmError {
-        VmError::NoSuchImage { image: image.clone(), known: self.0.images.keys().cloned().collect() }
+    /// What runs machines of an image, if there is such an image.
+    fn hypervisor_for(&self, image: &Name) -> Result<&Hypervisor, VmError> {
+        self.image(image)?;
+        let none = || VmError::NoSuchImage { image: image.clone(), known: Vec::new() };
+        self.0.hypervisor.get().ok_or_else(none)
     }
 
     fn claim(&self, order: &Order) -> Result<Claim<'_>, VmError> {
@@ -422,7 +392,7 @@ impl Pool {
         machine: Arc<Machine>,
         patience: Option<Duration>,
     ) -> impl Future<Output = Result<Stopped, VmError>> + Send + use<> {
-        let patience = patience.unwrap_or(self.0.config.shutdown_timeout);
+        let patience = patience.unwrap_or_else(|| self.config().shutdown_timeout);
         let vm = machine.facts.owner.vm.clone();
         let span = machine.span.clone();
         let stopping = self.0.tasks.spawn(async move { machine.stop(patience).await }.instrument(span));

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 
 use super::Pool;
 use super::board::{Note, SlotState};
-use super::slot::Slot;
 
 /// How much of a console is looked at for its last line, in bytes.
 const CONSOLE_TAIL: u64 = 4096;
@@ -40,10 +39,9 @@ impl SlotReport {
 impl Pool {
     /// What there is to say of the slots, in their order; last of that in which templates are made, if one is.
     pub(crate) fn report(&self) -> Vec<SlotReport> {
-        let (base, directory) = (self.0.config.ssh_port_base, self.0.config.state_dir.join("slots"));
         let notes = self.0.slots.board().slots();
         let reports = notes.into_iter().map(|(number, note)| {
-            let slot = Slot::new(number, base, &directory);
+            let slot = self.slot_numbered(number);
             SlotReport { slot: number, ssh_port: slot.ssh_port(), note, console_log: slot.console_log() }
         });
         reports.collect()

@@ -34,17 +34,17 @@ impl Pool {
         progress: &dyn Progress,
     ) -> Result<Saved, VmError> {
         let machine = self.find(owner)?;
-        let hypervisor = match &self.0.hypervisor {
-            Some(hypervisor) if self.0.images.contains_key(image) => hypervisor,
-            _ => {
+        let hypervisor = match self.hypervisor_for(image) {
+            Ok(hypervisor) => hypervisor,
+            Err(error) => {
                 drop(self.stop(owner, None).await);
-                return Err(self.no_such_image(image));
+                return Err(error);
             }
         };
         let failed = |why: String| VmError::SaveFailed { vm: owner.vm.clone(), image: image.clone(), why };
         self.machines().take(owner);
         let host_key = machine.login().session.host_key().to_string();
-        let patience = patience.unwrap_or(self.0.config.shutdown_timeout);
+        let patience = patience.unwrap_or_else(|| self.config().shutdown_timeout);
         let (ended, lease) = self.shut_down_for_disk(&machine, patience).await?;
         if let Some(why) = unclean(&ended) {
             return Err(failed(why));
@@ -64,7 +64,7 @@ impl Pool {
         progress.say(format!("saving its disk as the next generation of image '{image}'")).await;
         lease.notice().doing(format!("saving its disk as the next generation of image '{image}'"));
         let saver = Saver { builder: &owner.builder, build: machine.facts.build, host_key };
-        let waiting = self.0.config.acquire_timeout;
+        let waiting = self.config().acquire_timeout;
         let published = self.0.generations.save(&hypervisor.qemu, image, &disk, ground, saver, waiting).await;
         let published = published.map_err(|error| failed(format!("{error:#}")))?;
         self.0.templates.look_again();
@@ -94,21 +94,20 @@ impl Pool {
     /// The generations of an image, or of all.
     pub(crate) fn generations(&self, image: Option<&Name>) -> Result<Vec<(Name, Vec<Generation>)>, VmError> {
         let images: Vec<_> = match image {
-            Some(image) => vec![image],
-            None => self.0.images.keys().collect(),
+            Some(image) => vec![image.clone()],
+            None => self.images().keys().cloned().collect(),
         };
-        let list = |image: &Name| match self.0.generations.list(image) {
-            Ok(generations) => Ok((image.clone(), generations)),
-            Err(_) => Err(self.no_such_image(image)),
+        let list = |image: Name| {
+            self.image(&image)?;
+            let generations = self.0.generations.list(&image).unwrap_or_default();
+            Ok((image, generations))
         };
         images.into_iter().map(list).collect()
     }
 
     /// Has machines start from another generation of an image; from the one before the current one if none is said.
     pub(crate) fn roll_back(&self, image: &Name, generation: Option<u32>) -> anyhow::Result<u32> {
-        if !self.0.images.contains_key(image) {
-            return Err(self.no_such_image(image).into());
-        }
+        self.image(image)?;
         let number = self.0.generations.roll_back(image, generation)?;
         self.0.templates.look_again();
         Ok(number)

@@ -14,6 +14,9 @@
 //! Those who want one wait in one queue, for a slot and for what the [`Budget`] promises with it. Only the first in it is
 //! served: a small machine does not overtake a large one, which might else wait for ever. Slot and promise are got
 //! together or not at all, so that nobody who waits keeps from others what is of no use without the rest.
+//!
+//! How many slots there are may change while machines run. New ones begin like all others. Those that are too many, the
+//! ones of the highest numbers, are *retired*: nobody gets them any more, and each goes when it is clean.
 
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, TcpListener};
@@ -62,6 +65,10 @@ pub(crate) struct Census {
     pub free: u16,
     /// Those that can't be cleaned, and why.
     pub quarantined: Vec<(u16, String)>,
+    /// How many there are beside these that go when they are clean.
+    pub retired: u16,
+    /// The number after the highest that there is, retired ones included.
+    pub beyond: u16,
     /// How many wait for one.
     pub waiting: usize,
     /// What the first of them lacks.
@@ -88,6 +95,8 @@ enum Want {
     Leaving { slot: Slot, memory_mib: u64 },
     /// Nothing, but asks what others lack: those who wait, or else one who needs no slot.
     Lack { slotless: Option<Need>, answer: oneshot::Sender<Lack> },
+    /// Nothing, but says which slots there are to be.
+    Only { slots: Vec<Slot>, done: oneshot::Sender<()> },
 }
 
 /// The use of a slot, until it is dropped.
@@ -186,14 +195,21 @@ enum State {
 }
 
 impl Slots {
-    /// Starts the slots' task. It ends when the last `Slots` and the last [`Lease`] are gone.
-    pub(crate) fn new(slots: Vec<Slot>, budget: Budget, tasks: &CoreTasks) -> Self {
+    /// Starts the slots' task, without any slots. It ends when the last `Slots` and the last [`Lease`] are gone.
+    pub(crate) fn new(budget: Budget, tasks: &CoreTasks) -> Self {
         let (wanted, wants) = mpsc::channel(WAITING);
         let (census_out, census) = watch::channel(Census::default());
         let board = Board::default();
-        let keeper = Keeper::new(slots, budget, tasks.clone(), census_out, board.clone());
+        let keeper = Keeper::new(budget, tasks.clone(), census_out, board.clone());
         tokio::spawn(tasks.watch("the slots' task", End::Never, keeper.run(wants)));
         Slots { wanted, census, board }
+    }
+
+    /// Has only these slots be there, whose numbers are the first. The others go as soon as no machine is in them.
+    pub(crate) async fn set(&self, slots: Vec<Slot>) {
+        let (done, is_done) = oneshot::channel();
+        let _ = self.wanted.send(Want::Only { slots, done }).await;
+        let _ = is_done.await;
     }
 
     /// Takes a place in the queue for a slot with what the machine in it will need.
@@ -249,18 +265,28 @@ impl Slots {
         &self.board
     }
 
-    /// Waits until every slot is free or quarantined.
+    /// Waits until every slot is free or quarantined, and the retired ones are gone.
     pub(crate) async fn settled(&self) {
         let mut census = self.census.clone();
-        let settled =
-            |census: &Census| usize::from(census.free) + census.quarantined.len() >= usize::from(census.slots);
+        let settled = |census: &Census| {
+            census.retired == 0 && usize::from(census.free) + census.quarantined.len() >= usize::from(census.slots)
+        };
         let _ = census.wait_for(settled).await;
     }
 }
 
+/// A slot, as its keeper sees it.
+struct Place {
+    slot: Slot,
+    state: State,
+    /// Whether it goes as soon as it is clean.
+    retired: bool,
+}
+
 /// The task that owns the slots' states.
 struct Keeper {
-    slots: Vec<(Slot, State)>,
+    /// By number.
+    places: Vec<Place>,
     budget: Budget,
     tasks: CoreTasks,
     census: watch::Sender<Census>,
@@ -277,10 +303,9 @@ struct Cleaned {
 }
 
 impl Keeper {
-    fn new(slots: Vec<Slot>, budget: Budget, tasks: CoreTasks, census: watch::Sender<Census>, board: Board) -> Self {
-        let slots = slots.into_iter().map(|slot| (slot, State::Reclaiming { memory_mib: 0 })).collect();
-        let keeper = Keeper {
-            slots,
+    fn new(budget: Budget, tasks: CoreTasks, census: watch::Sender<Census>, board: Board) -> Self {
+        Keeper {
+            places: Vec::new(),
             budget,
             tasks,
             census,
@@ -288,13 +313,7 @@ impl Keeper {
             waiting: VecDeque::new(),
             returned: mpsc::unbounded_channel(),
             cleaned: mpsc::unbounded_channel(),
-        };
-        for (slot, _) in &keeper.slots {
-            keeper.board.vacate(slot.number(), SlotState::Cleaning);
-            keeper.reclaim(Used { earlier: true, ..Used::alone(slot.clone()) }, Duration::ZERO);
         }
-        keeper.tell();
-        keeper
     }
 
     async fn run(mut self, mut wants: mpsc::Receiver<Want>) {
@@ -303,9 +322,9 @@ impl Keeper {
         let mut promises = self.budget.returned();
         while wanted
             || self
-                .slots
+                .places
                 .iter()
-                .any(|(_, state)| matches!(state, State::Leased | State::Leaving { .. } | State::Reclaiming { .. }))
+                .any(|place| matches!(place.state, State::Leased | State::Leaving { .. } | State::Reclaiming { .. }))
         {
             tokio::select! {
                 // In this order, so that what was said of a slot is heard before the slot is free again.
@@ -325,6 +344,11 @@ impl Keeper {
                             self.take_back(used);
                         }
                         let _ = answer.send(self.lack(slotless));
+                    }
+                    Some(Want::Only { slots, done }) => {
+                        self.set_slots(slots);
+                        self.tell();
+                        let _ = done.send(());
                     }
                     None => wanted = false,
                 },
@@ -351,15 +375,36 @@ impl Keeper {
         if let Some(vacant) = vacant {
             self.board.vacate(slot.number(), vacant);
         }
-        if let Some((_, state)) = self.slots.iter_mut().find(|(candidate, _)| candidate == slot) {
-            *state = new;
+        if let Some(place) = self.places.iter_mut().find(|place| place.slot == *slot) {
+            place.state = new;
         }
+        self.places.retain(|place| !(place.retired && place.state == State::Free));
+    }
+
+    /// Has only these slots be there.
+    fn set_slots(&mut self, slots: Vec<Slot>) {
+        for place in &mut self.places {
+            place.retired = !slots.contains(&place.slot);
+        }
+        self.places.retain(|place| !(place.retired && place.state == State::Free));
+        for slot in slots {
+            if self.places.iter().all(|place| place.slot != slot) {
+                self.reclaim(Used::alone(slot.clone()), Duration::ZERO);
+                self.places.push(Place { slot, state: State::Reclaiming { memory_mib: 0 }, retired: false });
+            }
+        }
+        self.places.sort_by_key(|place| place.slot.number());
+    }
+
+    /// The slots that are to stay.
+    fn staying(&self) -> impl Iterator<Item = &Place> {
+        self.places.iter().filter(|place| !place.retired)
     }
 
     /// Notes that a slot is going to be given back, unless it was already: nothing would end that state then.
     fn note_leaving(&mut self, slot: &Slot, memory_mib: u64) {
-        let leased = |(candidate, state): &(Slot, State)| candidate == slot && *state == State::Leased;
-        if self.slots.iter().any(leased) {
+        let leased = |place: &Place| place.slot == *slot && place.state == State::Leased;
+        if self.places.iter().any(leased) {
             self.set(slot, State::Leaving { memory_mib });
         }
     }
@@ -412,7 +457,7 @@ impl Keeper {
     /// Leases a free slot, that of the lowest number, with what its machine will need.
     fn place(&mut self, need: Need) -> Result<Lease, Wait> {
         loop {
-            let free = self.slots.iter().find(|(_, state)| *state == State::Free).map(|(slot, _)| slot.clone());
+            let free = self.staying().find(|place| place.state == State::Free).map(|place| place.slot.clone());
             let Some(slot) = free else {
                 return Err(Wait::Slot { slots: self.count(|_| true), quarantined: self.quarantined() });
             };
@@ -444,10 +489,13 @@ impl Keeper {
 
     fn tell(&self) {
         self.board.waits_for(self.waiting.front().and_then(Waiting::waits_for));
+        let retired = self.places.iter().filter(|place| place.retired && !place.is_quarantined()).count();
         let census = Census {
             slots: self.count(|_| true),
             free: self.count(|state| *state == State::Free),
             quarantined: self.quarantined(),
+            retired: u16::try_from(retired).unwrap_or(u16::MAX),
+            beyond: self.places.last().map_or(0, |place| place.slot.number().saturating_add(1)),
             waiting: self.waiting.len(),
             lack: self.lack(None),
         };
@@ -457,13 +505,15 @@ impl Keeper {
     fn lack(&self, slotless: Option<Need>) -> Lack {
         let first = self.waiting.front().map(|first| first.need);
         let Some(need) = first.or(slotless) else { return Lack::default() };
-        let coming = self.slots.iter().filter_map(|(_, state)| match state {
-            State::Free => Some(0),
-            State::Leaving { memory_mib } | State::Reclaiming { memory_mib } => Some(*memory_mib),
+        let coming = self.places.iter().filter_map(|place| match place.state {
+            State::Free => Some((place, 0)),
+            State::Leaving { memory_mib } | State::Reclaiming { memory_mib } => Some((place, memory_mib)),
             State::Leased | State::Quarantined { .. } => None,
         });
-        let (slots, memory_mib) =
-            coming.fold((0, 0), |(slots, sum): (usize, u64), memory_mib| (slots + 1, sum + memory_mib));
+        // Of one that is retired the memory comes back alone.
+        let (slots, memory_mib) = coming.fold((0, 0), |(slots, sum): (usize, u64), (place, memory_mib)| {
+            (slots + usize::from(!place.retired), sum + memory_mib)
+        });
         let left = self.budget.memory_left_mib().unwrap_or(u64::MAX);
         Lack {
             slot: first.is_some() && slots == 0,
@@ -473,15 +523,21 @@ impl Keeper {
     }
 
     fn count(&self, which: impl Fn(&State) -> bool) -> u16 {
-        u16::try_from(self.slots.iter().filter(|(_, state)| which(state)).count()).unwrap_or(u16::MAX)
+        u16::try_from(self.staying().filter(|place| which(&place.state)).count()).unwrap_or(u16::MAX)
     }
 
     fn quarantined(&self) -> Vec<(u16, String)> {
-        let why = |(slot, state): &(Slot, State)| match state {
-            State::Quarantined { why } => Some((slot.number(), why.clone())),
+        let why = |place: &Place| match &place.state {
+            State::Quarantined { why } => Some((place.slot.number(), why.clone())),
             _ => None,
         };
-        self.slots.iter().filter_map(why).collect()
+        self.staying().filter_map(why).collect()
+    }
+}
+
+impl Place {
+    fn is_quarantined(&self) -> bool {
+        matches!(self.state, State::Quarantined { .. })
     }
 }
 

@@ -7,7 +7,6 @@ use serde::{Deserialize, Serialize};
 
 use super::Pool;
 use super::machine::Machine;
-use super::slot::Slot;
 
 /// What OpenSSH's client has to be told. It asks no questions then: the guest's key is known, and no other key of the person's
 /// is tried.
@@ -63,8 +62,7 @@ impl Pool {
 
     /// Writes what the client needs, and returns how to call it.
     pub(super) fn ssh_command(&self, machine: &Machine) -> io::Result<SshCommand> {
-        let directory = self.0.config.state_dir.join("slots");
-        let slot = Slot::new(machine.facts.slot, self.0.config.ssh_port_base, &directory);
+        let slot = self.slot_numbered(machine.facts.slot);
         let known_hosts = slot.known_hosts();
         let line = format!("[127.0.0.1]:{} {}\n", slot.ssh_port(), machine.login().session.host_key());
         std::fs::write(&known_hosts, line)?;

@@ -21,12 +21,9 @@ pub(crate) struct Visit {
 impl Pool {
     /// Starts a machine that is no builder's and waits until its guest runs commands. Dropping the future ends what was begun.
     pub(crate) async fn visit(&self, order: Order, progress: &dyn Progress) -> Result<Visit, VmError> {
-        let image = self.0.images.get(&order.image).cloned();
-        let (Some(image), Some(hypervisor)) = (image, &self.0.hypervisor) else {
-            return Err(self.no_such_image(&order.image));
-        };
+        let hypervisor = self.hypervisor_for(&order.image)?;
         let span = error_span!("vm", vm = %order.owner.vm, image = %order.image, slot = Empty);
-        let starting = Box::pin(self.start_for(&order, image, hypervisor, progress));
+        let starting = Box::pin(self.start_for(&order, hypervisor, progress));
         let machine = starting.instrument(span).await?;
         self.machines().lend(&machine);
         let (how, seconds) = (machine.facts.how.as_str(), machine.facts.took.as_secs_f32());
@@ -59,7 +56,7 @@ impl Visit {
 
     /// Lets the machine run on for a while, as one that a build has left; nothing if the configuration lets none be held.
     pub(crate) fn keep(mut self, asked: Duration) -> Result<Option<Held>, VmError> {
-        let most = usize::from(self.pool.0.config.max_held);
+        let most = usize::from(self.pool.config().max_held);
         let Some(machine) = self.machine.as_ref().filter(|_| most > 0) else { return Ok(None) };
         let login = self.pool.login_line(machine)?;
         let displaced = self.pool.machines().hold_lent(machine, most);

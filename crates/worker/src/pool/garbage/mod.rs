@@ -88,7 +88,7 @@ impl Pool {
         let pool = self.clone();
         // Reads directories and removes large files.
         let collected = tokio::task::spawn_blocking(move || {
-            let state_dir = &pool.0.config.state_dir;
+            let state_dir = &pool.config().state_dir;
             let seen = scan::scan(state_dir)?;
             let world = pool.world(&seen);
             anyhow::Ok(sweep::sweep(state_dir, plan::plan(&seen, &world, wish.disks), wish.dry_run))
@@ -97,7 +97,8 @@ impl Pool {
     }
 
     fn world(&self, seen: &scan::Seen) -> World {
-        let images = self.0.images.iter().map(|(name, image)| (name.clone(), image.template));
+        let images = self.images();
+        let images = images.iter().map(|(name, image)| (name.clone(), image.template));
         let templates = seen.pieces.iter().filter_map(|piece| match &piece.kind {
             Kind::Template(name) => Some((piece, self.0.templates.is_useless(&piece.image, name)?)),
             _ => None,
@@ -106,9 +107,11 @@ impl Pool {
             Kind::Disk(vm) => self.0.disks.is_locked(&piece.image, vm),
             _ => false,
         });
+        // A machine that is about to start stands on what its disk does not tell yet.
+        let used = self.0.generations.in_use();
         World {
             images: images.collect(),
-            busy: published::alive().into_iter().chain(disks.map(|piece| piece.path.clone())).collect(),
+            busy: published::alive().into_iter().chain(disks.map(|piece| piece.path.clone())).chain(used).collect(),
             useless: templates.map(|(piece, why)| (piece.path.clone(), why)).collect(),
         }
     }

@@ -41,6 +41,18 @@ impl<M> History<M> {
         History { saved: saved.collect(), current }
     }
 
+    /// Gives up what another history of the same image has not, and goes by what was chosen there.
+    pub(super) fn agree_with(&mut self, other: &History<M>) {
+        self.saved.retain(|number, _| other.saved.contains_key(number));
+        self.current = other.current.clone();
+    }
+
+    /// Those that something stands on.
+    pub(super) fn in_use(&self) -> Vec<u32> {
+        let used = |(_, saved): &(&u32, &Saved<M>)| saved.users > 0 || saved.templates > 0;
+        self.saved.iter().filter(used).map(|(number, _)| *number).collect()
+    }
+
     /// All of them, oldest first; without a manifest the first, which has none.
     pub(super) fn all(&self) -> impl Iterator<Item = (u32, Option<&Result<M, String>>, usize)> {
         let saved = self.saved.iter().map(|(number, saved)| (*number, Some(&saved.manifest), saved.users));

@@ -40,13 +40,15 @@ struct Shared {
     directory: PathBuf,
     /// Where the disks are that persist, which stand on generations, too.
     disks: PathBuf,
-    images: BTreeMap<Name, Kept>,
+    /// Those that the configuration has, and those that it had: machines may stand on generations of these.
+    images: Mutex<BTreeMap<Name, Arc<Kept>>>,
 }
 
 /// One image.
 #[derive(Debug)]
 struct Kept {
-    image: Arc<Image>,
+    /// How many generations are kept. None if the configuration does not have the image any more; then all are.
+    keep: Mutex<Option<usize>>,
     history: Mutex<History<Manifest>>,
     /// Held while a generation is saved, so that their numbers are in the order of saving.
     saving: tokio::sync::Mutex<()>,
@@ -136,14 +138,9 @@ fn listed(history: &History<Manifest>) -> Vec<Generation> {
 impl Generations {
     /// Reads back what there is, and removes what was not finished.
     pub(super) fn open(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>, tasks: &CoreTasks) -> Self {
-        let directory = directory(state_dir);
-        let kept = |(name, image): (&Name, &Arc<Image>)| {
-            let history = Mutex::new(files::read(&directory.join(name.as_str())));
-            let kept = Kept { image: Arc::clone(image), history, saving: tokio::sync::Mutex::default() };
-            (name.clone(), kept)
-        };
-        let images = images.iter().map(kept).collect();
-        let shared = Arc::new(Shared { disks: disks::directory(state_dir), directory, images });
+        let shared =
+            Shared { disks: disks::directory(state_dir), directory: directory(state_dir), images: Mutex::default() };
+        let shared = Arc::new(shared);
         let (idle, idlers) = mpsc::unbounded_channel();
         tokio::spawn(tasks.watch(
             "the task that removes old generations",
@@ -151,7 +148,7 @@ impl Generations {
             tidy(Arc::clone(&shared), idlers),
         ));
         let generations = Generations { shared, idle };
-        generations.shared.images.keys().for_each(|image| generations.tidy(image));
+        generations.follow(images);
         generations
     }
 
@@ -159,51 +156,83 @@ impl Generations {
     pub(super) fn peek(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
         let directory = directory(state_dir);
         let kept = |(name, image): (&Name, &Arc<Image>)| {
-            let history = Mutex::new(files::look(&directory.join(name.as_str())));
-            let kept = Kept { image: Arc::clone(image), history, saving: tokio::sync::Mutex::default() };
-            (name.clone(), kept)
+            let kept = Kept::new(files::look(&directory.join(name.as_str())));
+            *kept.keep() = Some(image.keep_generations);
+            (name.clone(), Arc::new(kept))
         };
-        let images = images.iter().map(kept).collect();
+        let images = Mutex::new(images.iter().map(kept).collect());
         // Nobody is there to tidy.
         let (idle, _) = mpsc::unbounded_channel();
         Generations { shared: Arc::new(Shared { disks: disks::directory(state_dir), directory, images }), idle }
     }
 
+    /// Takes up the images of a configuration: reads back what there is of those that are new. Of those that are gone
+    /// everything stays, as a machine may stand on it, and they may come back.
+    pub(super) fn follow(&self, images: &BTreeMap<Name, Arc<Image>>) {
+        for (name, kept) in self.shared.images().iter().filter(|(name, _)| !images.contains_key(*name)) {
+            if kept.keep().take().is_some() {
+                info!(image = %name, "the image is not configured any more; its generations stay");
+            }
+        }
+        for (name, image) in images {
+            let known = self.shared.images().get(name).cloned();
+            let kept = known.unwrap_or_else(|| {
+                let kept = Arc::new(Kept::new(files::read(&self.directory(name))));
+                self.shared.images().insert(name.clone(), Arc::clone(&kept));
+                kept
+            });
+            if kept.keep().replace(image.keep_generations).is_none() {
+                // What nothing stands on may have been removed while it was not configured.
+                kept.history().agree_with(&files::look(&self.directory(name)));
+            }
+            self.tidy(name);
+        }
+    }
+
+    /// The directories of generations that something stands on.
+    pub(super) fn in_use(&self) -> Vec<PathBuf> {
+        let images = self.shared.images();
+        let used = images.iter().flat_map(|(name, kept)| {
+            let numbers = kept.history().in_use();
+            numbers.into_iter().map(|number| self.directory(name).join(number.to_string()))
+        });
+        used.collect()
+    }
+
     /// What a new machine of an image stands on: its current generation.
-    pub(super) fn current(&self, image: &Name) -> anyhow::Result<Ground> {
-        let number = self.kept(image)?.history().current().map_err(|why| anyhow!("image '{image}': {why}"))?;
-        self.at(image, number)
+    pub(super) fn current(&self, name: &Name, image: &Image) -> anyhow::Result<Ground> {
+        let number = self.kept(name)?.history().current().map_err(|why| anyhow!("image '{name}': {why}"))?;
+        self.at(name, image, number)
     }
 
     /// A certain generation.
     ///
     /// # Errors
     /// It is not there or damaged, or the disk it was made on is another one now.
-    pub(super) fn at(&self, image: &Name, number: u32) -> anyhow::Result<Ground> {
-        let kept = self.kept(image)?;
+    pub(super) fn at(&self, name: &Name, image: &Image, number: u32) -> anyhow::Result<Ground> {
+        let kept = self.kept(name)?;
         let remedy =
-            || format!("go back with: kvm-worker image rollback {image} NUMBER, with {FIRST} for the image's own disk");
+            || format!("go back with: kvm-worker image rollback {name} NUMBER, with {FIRST} for the image's own disk");
         let mut history = kept.history();
         let manifest = history.manifest(number);
         let manifest =
-            manifest.map_err(|why| anyhow!("generation {number} of image '{image}': {why}; {}", remedy()))?.cloned();
+            manifest.map_err(|why| anyhow!("generation {number} of image '{name}': {why}; {}", remedy()))?.cloned();
         let (base, root, root_identity, host_key) = match manifest {
             None => {
-                let base = super::machine::base(&kept.image);
-                (base.clone(), base, DiskIdentity::of(&kept.image.disk)?, None)
+                let base = super::machine::base(image);
+                (base.clone(), base, DiskIdentity::of(&image.disk)?, None)
             }
             Some(manifest) => {
                 let Manifest { base: identity, base_format, host_key, .. } = manifest;
-                if !identity.still_holds().with_context(|| format!("generation {number} of image '{image}'"))? {
+                if !identity.still_holds().with_context(|| format!("generation {number} of image '{name}'"))? {
                     bail!(
-                        "generation {number} of image '{image}' was saved on {}, which was replaced or changed since; put the \
+                        "generation {number} of image '{name}' was saved on {}, which was replaced or changed since; put the \
                          old one back, or {}",
                         identity.file.display(),
                         remedy()
                     );
                 }
-                let base =
-                    qemu::Base { file: files::disk(&self.directory(image), number), format: qemu::Format::Qcow2 };
+                let base = qemu::Base { file: files::disk(&self.directory(name), number), format: qemu::Format::Qcow2 };
                 let root = qemu::Base { file: identity.file.clone(), format: base_format.into() };
                 (base, root, identity, Some(host_key))
             }
@@ -211,7 +240,7 @@ impl Generations {
         history.count(number, |users| users + 1);
         drop(history);
         Ok(Ground {
-            image: image.clone(),
+            image: name.clone(),
             number,
             base,
             root,
@@ -310,8 +339,8 @@ impl Generations {
         Ok(listed(&self.kept(image)?.history()))
     }
 
-    fn kept(&self, image: &Name) -> anyhow::Result<&Kept> {
-        self.shared.images.get(image).with_context(|| format!("there is no image '{image}'"))
+    fn kept(&self, image: &Name) -> anyhow::Result<Arc<Kept>> {
+        self.shared.images().get(image).cloned().with_context(|| format!("there is no image '{image}'"))
     }
 
     fn directory(&self, image: &Name) -> PathBuf {
@@ -325,6 +354,14 @@ impl Generations {
 }
 
 impl Kept {
+    fn new(history: History<Manifest>) -> Self {
+        Kept { keep: Mutex::default(), history: Mutex::new(history), saving: tokio::sync::Mutex::default() }
+    }
+
+    fn keep(&self) -> MutexGuard<'_, Option<usize>> {
+        self.keep.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn history(&self) -> MutexGuard<'_, History<Manifest>> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -389,8 +426,13 @@ async fn tidy(shared: Arc<Shared>, mut idle: mpsc::UnboundedReceiver<Name>) {
 }
 
 impl Shared {
+    fn images(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Kept>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn remove_superfluous(&self, image: &Name) {
-        let Some(kept) = self.images.get(image) else { return };
+        let Some(kept) = self.images().get(image).cloned() else { return };
+        let Some(keep) = *kept.keep() else { return };
         let directory = self.directory.join(image.as_str());
         let superfluous = {
             let mut history = kept.history();
@@ -403,7 +445,7 @@ impl Shared {
             let numbers = history.all().map(|(number, ..)| number);
             let used: BTreeSet<u32> =
                 numbers.filter(|number| stood_on.contains(&files::disk(&directory, *number))).collect();
-            let superfluous = history.superfluous(kept.image.keep_generations, &used);
+            let superfluous = history.superfluous(keep, &used);
             superfluous.iter().for_each(|number| history.remove(*number));
             superfluous
         };

@@ -41,9 +41,14 @@ impl Site {
         Generations::open(self.directory.path(), &self.images, &CoreTasks::new().0)
     }
 
+    /// What a machine of an image would stand on.
+    fn current(&self, generations: &Generations, image: &str) -> anyhow::Result<Ground> {
+        generations.current(&name(image), &self.images[&name(image)])
+    }
+
     /// Starts and stops a machine, so to say, and saves its disk.
     async fn save(&self, generations: &Generations, from: &str, image: &str) -> Published {
-        let ground = generations.current(&name(from)).expect("there is one");
+        let ground = self.current(generations, from).expect("there is one");
         self.save_on(generations, &ground, image).await
     }
 
@@ -88,14 +93,14 @@ async fn what_is_saved_is_what_machines_start_from_and_is_there_after_a_restart(
     let site = Site::new(&["a", "b"], 3).await;
     let generations = site.open();
     assert_eq!(numbers(&generations, "a"), [-1]);
-    let first = generations.current(&name("a")).expect("there is one");
+    let first = site.current(&generations, "a").expect("there is one");
     assert_eq!((first.number, first.base.format, &first.host_key), (1, qemu::Format::Raw, &None));
     assert_eq!(site.save(&generations, "a", "a").await, Published { number: 2, current: true });
     assert_eq!(site.save(&generations, "a", "a").await, Published { number: 3, current: true });
     assert_eq!(site.save(&generations, "a", "b").await, Published { number: 2, current: true });
     for generations in [&generations, &site.open()] {
         assert_eq!(numbers(generations, "a"), [1, 2, -3]);
-        let ground = generations.current(&name("a")).expect("there is one");
+        let ground = site.current(generations, "a").expect("there is one");
         assert_eq!(ground.base.file, site.directory.path().join("generations/a/3/disk.qcow2"));
         assert_eq!(ground.host_key.as_deref(), Some("ssh-ed25519 AAAA"));
         let disk = site.qemu.disk(&ground.base.file).await.expect("understood");
@@ -111,7 +116,7 @@ async fn what_is_saved_is_what_machines_start_from_and_is_there_after_a_restart(
 async fn builds_that_save_at_once_get_numbers_one_after_the_other() {
     let site = Site::new(&["a"], 10).await;
     let generations = site.open();
-    let ground = generations.current(&name("a")).expect("there is one");
+    let ground = site.current(&generations, "a").expect("there is one");
     let saves = (0..4).map(|_| site.save_on(&generations, &ground, "a"));
     let mut published: Vec<_> = futures_util::future::join_all(saves).await.iter().map(|saved| saved.number).collect();
     published.sort_unstable();
@@ -123,7 +128,7 @@ async fn builds_that_save_at_once_get_numbers_one_after_the_other() {
 async fn a_save_that_is_given_up_publishes_nothing_and_leaves_nothing() {
     let site = Site::new(&["a"], 3).await;
     let generations = site.open();
-    let ground = generations.current(&name("a")).expect("there is one");
+    let ground = site.current(&generations, "a").expect("there is one");
     {
         let mut saving = Box::pin(site.save_on(&generations, &ground, "a"));
         while site.files("a").is_empty() {
@@ -148,7 +153,7 @@ async fn a_rollback_lasts_and_numbers_go_on() {
     for _ in 0..3 {
         site.save(&generations, "a", "a").await;
     }
-    let from_newest = generations.current(&name("a")).expect("there is one");
+    let from_newest = site.current(&generations, "a").expect("there is one");
     assert_eq!(generations.roll_back(&name("a"), None).expect("there is one before"), 3);
     assert_eq!(numbers(&generations, "a"), [1, 2, -3, 4]);
     assert_eq!(numbers(&site.open(), "a"), [1, 2, -3, 4]);
@@ -167,18 +172,18 @@ async fn old_generations_go_when_nothing_stands_on_them() {
     let site = Site::new(&["a"], 1).await;
     let generations = site.open();
     site.save(&generations, "a", "a").await;
-    let machine = generations.current(&name("a")).expect("there is one");
+    let machine = site.current(&generations, "a").expect("there is one");
     site.save(&generations, "a", "a").await;
     // A disk that persists is made on the third.
     let disks = disks::Disks::new(disks::directory(site.directory.path()));
     let lock = disks.lock(&name("a"), &name("vm")).await;
-    assert_eq!(lock.open(&site.qemu, &generations).await.expect("made").number, 3);
+    assert_eq!(lock.open(&site.qemu, &generations, &site.images[&name("a")]).await.expect("made").number, 3);
     site.save(&generations, "a", "a").await;
     site.save(&generations, "a", "a").await;
     site.becomes("a", &["2", "3", "5"]).await;
     drop(machine);
     site.becomes("a", &["3", "5"]).await;
-    assert_eq!(lock.open(&site.qemu, &generations).await.expect("it is there").number, 3);
+    assert_eq!(lock.open(&site.qemu, &generations, &site.images[&name("a")]).await.expect("it is there").number, 3);
     fs::remove_dir_all(disks::directory(site.directory.path())).expect("removed");
     drop(site.open());
     site.becomes("a", &["5"]).await;
@@ -192,7 +197,7 @@ async fn what_is_damaged_is_said_and_never_replaced_by_another() {
     site.save(&site.open(), "a", "a").await;
     let path = |name: &str| site.directory.path().join("generations/a").join(name);
     let check = |expected: &str| {
-        let error = format!("{:#}", site.open().current(&name("a")).unwrap_err());
+        let error = format!("{:#}", site.current(&site.open(), "a").unwrap_err());
         assert!(error.contains(expected) && error.contains("kvm-worker image rollback"), "{error}");
     };
     fs::create_dir(path("new-7")).expect("made");
@@ -212,12 +217,12 @@ async fn what_is_damaged_is_said_and_never_replaced_by_another() {
     let generations = site.open();
     assert_eq!(numbers(&generations, "a"), [1, 2, -3]);
     assert_eq!(generations.roll_back(&name("a"), None).expect("there is one"), 2);
-    assert_eq!(generations.current(&name("a")).expect("it is whole").number, 2);
+    assert_eq!(site.current(&generations, "a").expect("it is whole").number, 2);
     // A base that was replaced takes all that was saved on it along, but not the disk itself.
     fs::write(site.directory.path().join("base.img"), "another disk").expect("written");
     check("was replaced or changed since");
     assert_eq!(generations.roll_back(&name("a"), Some(1)).expect("it is there"), 1);
-    assert_eq!(generations.current(&name("a")).expect("it is the new one").number, 1);
+    assert_eq!(site.current(&generations, "a").expect("it is the new one").number, 1);
 }
 
 #[tokio::test]
@@ -229,9 +234,9 @@ async fn a_template_keeps_a_generation_and_is_no_machine() {
         let list = generations.list(&name("a")).expect("there is one");
         list.iter().map(|generation| generation.machines).collect()
     };
-    let template = generations.current(&name("a")).expect("there is one").of_template();
+    let template = site.current(&generations, "a").expect("there is one").of_template();
     assert_eq!(machines(), [0, 0]);
-    let clone = generations.current(&name("a")).expect("there is one");
+    let clone = site.current(&generations, "a").expect("there is one");
     assert_eq!(machines(), [0, 1]);
     drop(clone);
     // Nothing but the template keeps the second one then.
@@ -239,4 +244,38 @@ async fn a_template_keeps_a_generation_and_is_no_machine() {
     assert_eq!((numbers(&generations, "a"), site.files("a")), (vec![1, 2, -3], vec!["2".to_owned(), "3".to_owned()]));
     drop(template);
     site.becomes("a", &["3"]).await;
+}
+
+#[tokio::test]
+async fn what_an_image_has_stays_while_it_is_not_configured() {
+    let site = Site::new(&["a"], 1).await;
+    let generations = site.open();
+    site.save(&generations, "a", "a").await;
+    let on_second = site.current(&generations, "a").expect("there is one");
+    site.save(&generations, "a", "a").await;
+    let on_third = site.current(&generations, "a").expect("there is one");
+    site.save(&generations, "a", "a").await;
+    generations.follow(&BTreeMap::new());
+    drop(on_third);
+    // It is tidied in the order of asking, and nothing of it was touched before.
+    generations.follow(&site.images);
+    site.becomes("a", &["2", "4"]).await;
+    drop(on_second);
+    site.becomes("a", &["4"]).await;
+}
+
+#[tokio::test]
+async fn what_is_removed_of_an_image_while_it_is_not_configured_is_not_missed() {
+    let site = Site::new(&["a"], 3).await;
+    let generations = site.open();
+    site.save(&generations, "a", "a").await;
+    let machine = site.current(&generations, "a").expect("there is one");
+    site.save(&generations, "a", "a").await;
+    generations.follow(&BTreeMap::new());
+    assert_eq!(generations.in_use(), [site.directory.path().join("generations/a/2")]);
+    fs::remove_dir_all(site.directory.path().join("generations/a/3")).expect("removed");
+    generations.follow(&site.images);
+    assert_eq!(numbers(&generations, "a"), [1, -2]);
+    drop(machine);
+    assert_eq!(generations.in_use(), Vec::<PathBuf>::new());
 }

@@ -19,10 +19,20 @@ fn need(times: u64) -> Need {
 struct Scene {
     directory: tempfile::TempDir,
     slots: Slots,
+    budget: Budget,
+    base: u16,
     free_mib: Arc<AtomicU64>,
 }
 
-fn scene(count: u16, machines: u64) -> Scene {
+impl Scene {
+    /// Has so many slots be there.
+    async fn set(&self, count: u16) {
+        let slots = (0..count).map(|number| Slot::new(number, self.base, self.directory.path()));
+        self.slots.set(slots.collect()).await;
+    }
+}
+
+async fn scene(count: u16, machines: u64) -> Scene {
     let directory = tempfile::tempdir().expect("a directory");
     let base = loop {
         // Others on this machine may have the next ones.
@@ -37,18 +47,19 @@ fn scene(count: u16, machines: u64) -> Scene {
     let shown = Arc::clone(&free_mib);
     let limits = Limits { memory_mib: Some(machines * MACHINE), low_water_mib: 100 };
     let budget = Budget::new(limits, move || Ok(Space { free_mib: shown.load(Ordering::Relaxed), total_mib: 10_000 }));
-    let slots = (0..count).map(|number| Slot::new(number, base, directory.path())).collect();
-    Scene { slots: Slots::new(slots, budget, &CoreTasks::new().0), directory, free_mib }
+    let scene = Scene { slots: Slots::new(budget.clone(), &CoreTasks::new().0), budget, directory, base, free_mib };
+    scene.set(count).await;
+    scene
 }
 
 /// A pool in which only the slots are few.
-fn slots(count: u16) -> (tempfile::TempDir, Slots) {
-    let Scene { directory, slots, .. } = scene(count, 100);
+async fn slots(count: u16) -> (tempfile::TempDir, Slots) {
+    let Scene { directory, slots, .. } = scene(count, 100).await;
     (directory, slots)
 }
 
 fn census(slots: u16, free: u16) -> Census {
-    Census { slots, free, quarantined: Vec::new(), waiting: 0, lack: Lack::default() }
+    Census { slots, free, beyond: slots, ..Census::default() }
 }
 
 impl Slots {
@@ -75,10 +86,12 @@ async fn told(turn: &mut Turn) -> String {
 
 #[tokio::test]
 async fn slots_are_leased_lowest_first_and_come_back_clean() {
-    let (directory, slots) = slots(2);
-    let stale = directory.path().join("0/overlay.qcow2");
+    let scene = scene(0, 100).await;
+    let stale = scene.directory.path().join("0/overlay.qcow2");
     std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
     std::fs::write(&stale, "left by an earlier run").unwrap();
+    scene.set(2).await;
+    let slots = &scene.slots;
     slots.settled().await;
     assert!(!stale.exists());
     let first = slots.lease(need(1)).await;
@@ -95,7 +108,7 @@ async fn slots_are_leased_lowest_first_and_come_back_clean() {
 
 #[tokio::test]
 async fn those_who_wait_are_served_in_order_and_those_who_left_are_skipped() {
-    let (_directory, slots) = slots(1);
+    let (_directory, slots) = slots(1).await;
     let first = slots.lease(need(1)).await;
     let mut left = Box::pin(slots.lease(need(1)));
     let mut next = Box::pin(slots.lease(need(1)));
@@ -108,7 +121,7 @@ async fn those_who_wait_are_served_in_order_and_those_who_left_are_skipped() {
 
 #[tokio::test]
 async fn a_slot_that_cannot_be_cleaned_is_quarantined_and_tried_again() {
-    let (directory, slots) = slots(2);
+    let (directory, slots) = slots(2).await;
     slots.settled().await;
     let lease = slots.lease(need(1)).await;
     // A file where the slot's directory should be can't be removed as one.
@@ -126,7 +139,7 @@ async fn a_slot_that_cannot_be_cleaned_is_quarantined_and_tried_again() {
 
 #[tokio::test]
 async fn a_slot_whose_port_is_taken_is_not_handed_out() {
-    let (_directory, slots) = slots(2);
+    let (_directory, slots) = slots(2).await;
     slots.settled().await;
     let port = slots.lease(need(1)).await.slot().ssh_port();
     slots.settled().await;
@@ -137,7 +150,7 @@ async fn a_slot_whose_port_is_taken_is_not_handed_out() {
 
 #[tokio::test]
 async fn a_machine_waits_until_others_give_its_memory_back() {
-    let Scene { directory: _directory, slots, .. } = scene(4, 2);
+    let Scene { directory: _directory, slots, .. } = scene(4, 2).await;
     slots.settled().await;
     let (first, second) = (slots.lease(need(1)).await, slots.lease(need(1)).await);
     let mut third = slots.queue(need(1)).await;
@@ -155,7 +168,7 @@ async fn a_machine_waits_until_others_give_its_memory_back() {
 
 #[tokio::test]
 async fn a_small_machine_does_not_overtake_a_large_one() {
-    let Scene { directory: _directory, slots, .. } = scene(4, 3);
+    let Scene { directory: _directory, slots, .. } = scene(4, 3).await;
     let lease = slots.lease(need(1)).await;
     let mut large = slots.queue(need(3)).await;
     let mut small = slots.queue(need(1)).await;
@@ -171,7 +184,7 @@ async fn a_small_machine_does_not_overtake_a_large_one() {
 
 #[tokio::test]
 async fn those_behind_one_who_leaves_are_served() {
-    let Scene { directory: _directory, slots, .. } = scene(4, 2);
+    let Scene { directory: _directory, slots, .. } = scene(4, 2).await;
     slots.settled().await;
     let _lease = slots.lease(need(1)).await;
     let mut large = slots.queue(need(2)).await;
@@ -184,7 +197,7 @@ async fn those_behind_one_who_leaves_are_served() {
 
 #[tokio::test]
 async fn leasing_pauses_while_the_disk_is_low() {
-    let Scene { directory: _directory, slots, free_mib } = scene(2, 2);
+    let Scene { directory: _directory, slots, free_mib, .. } = scene(2, 2).await;
     slots.settled().await;
     free_mib.store(99, Ordering::Relaxed);
     tokio::time::pause();
@@ -202,7 +215,7 @@ async fn leasing_pauses_while_the_disk_is_low() {
 
 #[tokio::test]
 async fn a_slot_at_once_is_there_or_not() {
-    let (_directory, slots) = slots(1);
+    let (_directory, slots) = slots(1).await;
     slots.settled().await;
     let lease = slots.lease_at_once(need(1)).await.expect("a slot is free");
     assert!(slots.lease_at_once(need(1)).await.is_none());
@@ -215,7 +228,7 @@ async fn a_slot_at_once_is_there_or_not() {
 
 #[tokio::test]
 async fn what_is_coming_back_is_not_lacking() {
-    let Scene { directory: _directory, slots, .. } = scene(1, 1);
+    let Scene { directory: _directory, slots, .. } = scene(1, 1).await;
     let lease = slots.lease(need(1)).await;
     let mut turn = slots.queue(need(1)).await;
     told(&mut turn).await;
@@ -229,7 +242,7 @@ async fn what_is_coming_back_is_not_lacking() {
 
 #[tokio::test]
 async fn what_was_said_of_a_slot_that_came_back_is_forgotten() {
-    let (_directory, slots) = slots(1);
+    let (_directory, slots) = slots(1).await;
     let lease = slots.lease(need(1)).await;
     let slot = lease.slot().clone();
     drop(lease);
@@ -242,7 +255,7 @@ async fn what_was_said_of_a_slot_that_came_back_is_forgotten() {
 
 #[tokio::test]
 async fn one_with_a_slot_of_its_own_lacks_memory_alone_and_comes_after_those_who_wait() {
-    let Scene { directory: _directory, slots, .. } = scene(1, 2);
+    let Scene { directory: _directory, slots, .. } = scene(1, 2).await;
     let lease = slots.lease(need(1)).await;
     let memory = |memory_mib| Lack { memory_mib, ..Lack::default() };
     assert_eq!(slots.lack(Some(need(1))).await, Lack::default());
@@ -253,4 +266,85 @@ async fn one_with_a_slot_of_its_own_lacks_memory_alone_and_comes_after_those_who
     drop(turn);
     slots.leaving(&lease).await;
     assert_eq!(slots.lack(Some(need(2))).await, Lack::default());
+}
+
+#[tokio::test]
+async fn a_slot_that_is_added_serves_one_who_waits() {
+    let scene = scene(1, 100).await;
+    let _lease = scene.slots.lease(need(1)).await;
+    let mut turn = scene.slots.queue(need(1)).await;
+    assert_eq!(told(&mut turn).await, "all 1 slots");
+    // Like at the start, what is in there is dealt with before.
+    let stale = scene.directory.path().join("1/overlay.qcow2");
+    std::fs::create_dir_all(stale.parent().unwrap()).unwrap();
+    std::fs::write(&stale, "left by an earlier run").unwrap();
+    scene.set(2).await;
+    assert_eq!(scene.slots.census().slots, 2);
+    loop {
+        match turn.next().await {
+            Step::Leased(lease) => break assert_eq!((lease.slot().number(), stale.exists()), (1, false)),
+            Step::Waits(wait) => assert_eq!(wait, Wait::Slot { slots: 2, quarantined: Vec::new() }),
+        }
+    }
+}
+
+#[tokio::test]
+async fn slots_that_are_too_many_go_when_no_machine_is_in_them() {
+    let scene = scene(4, 100).await;
+    let slots = &scene.slots;
+    slots.settled().await;
+    let leases = [slots.lease(need(1)).await, slots.lease(need(1)).await, slots.lease(need(1)).await];
+    scene.set(1).await;
+    assert_eq!(slots.census(), Census { retired: 2, beyond: 3, ..census(1, 0) });
+    let [first, second, third] = leases;
+    drop(second);
+    let mut turn = slots.queue(need(1)).await;
+    assert_eq!(told(&mut turn).await, "all 1 slots");
+    drop(first);
+    assert_eq!(told(&mut turn).await, "slot 0");
+    let gone = async |retired, beyond| {
+        let is_so = |census: &Census| (census.retired, census.beyond) == (retired, beyond);
+        slots.changes().wait_for(is_so).await.map(drop).expect("the slots are kept");
+    };
+    gone(1, 3).await;
+    drop(third);
+    gone(0, 1).await;
+    slots.settled().await;
+    assert_eq!(slots.census(), census(1, 1));
+}
+
+#[tokio::test]
+async fn a_slot_that_was_to_go_may_stay_after_all() {
+    let scene = scene(2, 100).await;
+    let slots = &scene.slots;
+    let leases = [slots.lease(need(1)).await, slots.lease(need(1)).await];
+    scene.set(1).await;
+    scene.set(3).await;
+    assert_eq!(slots.census().slots, 3);
+    drop(leases);
+    slots.settled().await;
+    assert_eq!(slots.census(), census(3, 3));
+}
+
+#[tokio::test]
+async fn what_a_retired_slot_gives_back_is_its_memory_alone() {
+    let scene = scene(2, 2).await;
+    let slots = &scene.slots;
+    slots.settled().await;
+    let (_first, second) = (slots.lease(need(1)).await, slots.lease(need(1)).await);
+    scene.set(1).await;
+    let mut turn = slots.queue(need(1)).await;
+    told(&mut turn).await;
+    slots.leaving(&second).await;
+    assert_eq!(slots.lack(None).await, Lack { slot: true, memory_mib: 0, disk: false });
+}
+
+#[tokio::test]
+async fn those_who_wait_are_looked_at_again_when_machines_may_take_more() {
+    let scene = scene(2, 1).await;
+    let _lease = scene.slots.lease(need(1)).await;
+    let mut turn = scene.slots.queue(need(1)).await;
+    told(&mut turn).await;
+    scene.budget.set(Limits { memory_mib: Some(2 * MACHINE), low_water_mib: 100 });
+    assert_eq!(told(&mut turn).await, "slot 1");
 }

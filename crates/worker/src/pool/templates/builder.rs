@@ -86,14 +86,16 @@ pub(super) async fn keep(pool: Pool) {
 impl Pool {
     /// Makes the templates that are missing now. Returns when one of those that failed may be tried again.
     async fn make_missing_once(&self) -> Option<Instant> {
-        let Some(hypervisor) = &self.0.hypervisor else { return None };
+        let hypervisor = self.0.hypervisor.get()?;
         let mut next = None;
-        for (name, kept) in &self.0.templates.images {
+        for name in &self.0.templates.names() {
             loop {
                 if self.0.templates.stop.is_cancelled() {
                     return None;
                 }
-                let looked = self.0.templates.look(name, kept, &self.0.generations, hypervisor);
+                // It may have none any more.
+                let Some((kept, image)) = self.0.templates.kept(name) else { break };
+                let looked = self.0.templates.look(name, &kept, &image, &self.0.generations, hypervisor);
                 let (sight, ground, inputs) = match looked {
                     Ok(looked) => looked,
                     Err(error) => {
@@ -104,7 +106,9 @@ impl Pool {
                 match sight {
                     Sight::Absent => {
                         let span = error_span!("template", image = %name, key = %inputs.key());
-                        Box::pin(self.make_once(name, kept, hypervisor, ground, inputs)).instrument(span).await;
+                        Box::pin(self.make_once(name, &kept, &image, hypervisor, ground, inputs))
+                            .instrument(span)
+                            .await;
                     }
                     Sight::Later(later, _) => {
                         next = Some(next.map_or(later, |next: Instant| next.min(later)));
@@ -118,18 +122,29 @@ impl Pool {
     }
 
     /// Makes one, and notes what came of it.
-    async fn make_once(&self, name: &Name, kept: &Kept, hypervisor: &Hypervisor, ground: Ground, inputs: Inputs) {
+    async fn make_once(
+        &self,
+        name: &Name,
+        kept: &Kept,
+        image: &Arc<Image>,
+        hypervisor: &Hypervisor,
+        ground: Ground,
+        inputs: Inputs,
+    ) {
         let templates = &self.0.templates;
         let (key, generation) = (inputs.key(), ground.number);
         kept.shelf().begin(key.clone(), Instant::now());
         templates.tell();
-        let made = self.make(name, kept, hypervisor, ground, inputs).await;
+        let made = self.make(name, kept, image, hypervisor, ground, inputs).await;
         let now = Instant::now();
         match made {
             Ok(template) => {
                 let manifest = &template.manifest;
                 info!(generation, seconds = manifest.took, memory_mib = manifest.memory_used >> 20, "template made");
                 kept.shelf().built(key, Arc::new(template));
+                if kept.image().is_none() {
+                    kept.retire(name);
+                }
             }
             Err(Failure::Broken(error)) => {
                 let why = format!("{error:#}");
@@ -156,14 +171,16 @@ impl Pool {
         &self,
         name: &Name,
         kept: &Kept,
+        image: &Arc<Image>,
         hypervisor: &Hypervisor,
         ground: Ground,
         inputs: Inputs,
     ) -> Result<Template, Failure> {
-        let (templates, image) = (&self.0.templates, &kept.image);
+        let templates = &self.0.templates;
         let begun = Instant::now();
-        let slots = self.0.config.state_dir.join("slots");
-        let slot = Slot::new(self.0.config.slots, self.0.config.ssh_port_base, &slots);
+        // Nobody adds a slot there before it is clean again.
+        let _place = templates.place.lock().await;
+        let slot = self.slot_numbered(self.0.slots.census().beyond);
         let parent = templates.parent(name);
         slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"))?;
         slots::port_is_free(slot.ssh_port())?;
@@ -176,6 +193,8 @@ impl Pool {
         let frozen = tokio::select! {
             biased;
             () = templates.stop.cancelled() => Err(Failure::Dropped("the worker is stopping")),
+            () = self.way_wanted() => Err(Failure::Dropped("slots are added where it was being made")),
+            () = self.superseded(name, kept, hypervisor, &inputs) => Err(Failure::Dropped("its image was changed")),
             frozen = tokio::time::timeout(within, freezing) => {
                 frozen.unwrap_or_else(|_| Err(anyhow!("it was not made within {} s", within.as_secs()).into()))
             }
@@ -199,8 +218,8 @@ impl Pool {
             host_key,
             memory_mode: hypervisor.qemu.features().memory_mode(),
         };
-        let (place, checked) = (parent.clone(), templates.inputs(name, image, &self.0.generations, hypervisor)?.1);
-        if checked != inputs {
+        let place = parent.clone();
+        if !self.still_holds(name, kept, hypervisor, &inputs) {
             unfinished.discard().await;
             return Err(Failure::Dropped("what it is made of changed meanwhile"));
         }
@@ -217,6 +236,23 @@ impl Pool {
         Shown(notice)
     }
 
+    /// Waits until somebody wants the place where templates are made.
+    async fn way_wanted(&self) {
+        let _ = self.0.templates.way_wanted.subscribe().wait_for(|wanted| *wanted).await;
+    }
+
+    /// Waits until an image is configured so that its template would be made of something else.
+    async fn superseded(&self, name: &Name, kept: &Kept, hypervisor: &Hypervisor, inputs: &Inputs) {
+        let mut images = kept.image.subscribe();
+        while self.still_holds(name, kept, hypervisor, inputs) && images.changed().await.is_ok() {}
+    }
+
+    /// Whether an image's template would be made of these inputs now.
+    fn still_holds(&self, name: &Name, kept: &Kept, hypervisor: &Hypervisor, inputs: &Inputs) -> bool {
+        let now = kept.image().map(|image| self.0.templates.inputs(name, &image, &self.0.generations, hypervisor));
+        matches!(now, Some(Ok((_, now))) if now == *inputs)
+    }
+
     /// Takes what making a template takes of the host. It does not wait for what builds have, so that they go first, but
     /// warm machines give up their memory for it: there are to be some of its image, too.
     async fn room(&self, image: &Image, memory: &Path) -> Result<Promise, Failure> {
@@ -230,7 +266,7 @@ impl Pool {
             Ok(promise) => return Ok(promise),
             Err(shortage) => shortage,
         };
-        let left = self.0.budget.memory_left_mib().unwrap_or(0).saturating_add(self.0.warm.yielding().1);
+        let left = self.0.budget.memory_left_mib().unwrap_or(0).saturating_add(self.0.warm.yielding(self.slots()).1);
         if !shortage.is_of_disk() && need.memory_mib() <= left {
             let mut returned = self.0.budget.returned();
             let _giving_way = self.0.warm.give_way(need);

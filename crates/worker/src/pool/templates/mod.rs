@@ -33,7 +33,8 @@ pub(super) use template::Template;
 #[derive(Debug)]
 pub(super) struct Templates {
     directory: PathBuf,
-    images: BTreeMap<Name, Kept>,
+    /// Those that have a template, and those that had one.
+    images: Mutex<BTreeMap<Name, Arc<Kept>>>,
     /// None if it does not matter, or is not known.
     processor: Option<Processor>,
     /// Tells the builder to look.
@@ -42,12 +43,17 @@ pub(super) struct Templates {
     changes: watch::Sender<u64>,
     /// Ends the builder.
     stop: CancellationToken,
+    /// The place beyond the last slot, where templates are made. Held by who makes one, or who adds slots there.
+    place: tokio::sync::Mutex<()>,
+    /// Whether somebody wants it who does not wait until a template is made.
+    way_wanted: watch::Sender<bool>,
 }
 
 /// One image.
 #[derive(Debug)]
 struct Kept {
-    image: Arc<Image>,
+    /// None if it has no template any more.
+    image: watch::Sender<Option<Arc<Image>>>,
     shelf: Mutex<Shelf<Template>>,
     /// Those that are not used any more, of which clones may live.
     retired: Mutex<Vec<Weak<Template>>>,
@@ -63,41 +69,68 @@ pub(super) enum Offer {
 }
 
 impl Templates {
-    /// Reads back what there is, and removes what is not of use any more.
-    pub(super) async fn open(
-        state_dir: &Path,
-        images: &BTreeMap<Name, Arc<Image>>,
-        generations: &Generations,
-        hypervisor: Option<&super::Hypervisor>,
-    ) -> Self {
-        let templates = Templates::peek(state_dir, images);
-        if let Some(hypervisor) = hypervisor {
-            templates.remove_unwanted_images();
-            for (name, kept) in &templates.images {
-                let shelf = templates.read(name, kept, generations, hypervisor).await;
-                *kept.shelf() = shelf;
-            }
-        }
-        templates
-    }
-
-    /// Those of images that have some, without any that is there already.
-    pub(super) fn peek(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
-        let images = images.iter().filter(|(_, image)| image.template);
-        let kept = |(name, image): (&Name, &Arc<Image>)| {
-            let kept =
-                Kept { image: Arc::clone(image), shelf: Mutex::new(Shelf::new(None)), retired: Mutex::default() };
-            (name.clone(), kept)
-        };
+    /// Those of no image.
+    pub(super) fn new(state_dir: &Path) -> Self {
         let processor = Processor::of_host().inspect_err(|error| warn!("look at the host's processor: {error:#}"));
         Templates {
             directory: directory(state_dir),
-            images: images.map(kept).collect(),
+            images: Mutex::default(),
             processor: processor.ok(),
             wanted: Notify::new(),
             changes: watch::Sender::new(0),
             stop: CancellationToken::new(),
+            place: tokio::sync::Mutex::default(),
+            way_wanted: watch::Sender::new(false),
         }
+    }
+
+    /// Takes up the images of a configuration for the first time: reads back what there is, and removes what is not of use
+    /// any more.
+    pub(super) async fn begin(
+        &self,
+        images: &BTreeMap<Name, Arc<Image>>,
+        generations: &Generations,
+        hypervisor: &super::Hypervisor,
+    ) {
+        let images = with_templates(images);
+        self.remove_unwanted_images(&images);
+        for (name, image) in &images {
+            let shelf = self.read(name, image, generations, hypervisor).await;
+            self.images().insert((*name).clone(), Arc::new(Kept::new(image, shelf)));
+        }
+    }
+
+    /// Takes up the images of another configuration. Nothing is read back: what there is of an image that comes back may go
+    /// any moment, with the last clone of it.
+    pub(super) fn follow(&self, images: &BTreeMap<Name, Arc<Image>>) {
+        let images = with_templates(images);
+        for (name, image) in &images {
+            let mut all = self.images();
+            let kept = all.entry((*name).clone()).or_insert_with(|| Arc::new(Kept::new(image, Shelf::new(None))));
+            kept.image.send_replace(Some(Arc::clone(image)));
+        }
+        for (name, kept) in self.images().iter().filter(|(name, _)| !images.contains_key(*name)) {
+            kept.image.send_replace(None);
+            kept.retire(name);
+        }
+        self.wanted.notify_one();
+        self.tell();
+    }
+
+    /// Waits for the place where templates are made. The one that is being made is given up for that, and made anew later.
+    pub(super) async fn clear_place(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.way_wanted.send_replace(true);
+        let _wanting = Wanting(&self.way_wanted);
+        self.place.lock().await
+    }
+
+    /// Those of images that have some, without any that is there already.
+    pub(super) fn peek(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
+        let templates = Templates::new(state_dir);
+        for (name, image) in with_templates(images) {
+            templates.images().insert(name.clone(), Arc::new(Kept::new(image, Shelf::new(None))));
+        }
+        templates
     }
 
     /// The directories of an image's templates that are of no use to a worker that starts now, each with the reason. None
@@ -108,8 +141,8 @@ impl Templates {
         generations: &Generations,
         hypervisor: &super::Hypervisor,
     ) -> Vec<(PathBuf, String)> {
-        let Some(kept) = self.images.get(name) else { return Vec::new() };
-        let Ok((_ground, inputs)) = self.inputs(name, &kept.image, generations, hypervisor) else { return Vec::new() };
+        let Some((_, image)) = self.kept(name) else { return Vec::new() };
+        let Ok((_ground, inputs)) = self.inputs(name, &image, generations, hypervisor) else { return Vec::new() };
         let parent = self.parent(name);
         let names = published::look(&parent).1.into_iter().filter(|name| is_name(name));
         let Sorted { useless, .. } = sort(&parent, names, &inputs);
@@ -118,7 +151,7 @@ impl Templates {
 
     /// Why a directory of an image's templates is of no use to this worker; none if it is, or may be soon.
     pub(super) fn is_useless(&self, image: &Name, name: &str) -> Option<String> {
-        let kept = self.images.get(image)?;
+        let (kept, _) = self.kept(image)?;
         let shelf = kept.shelf();
         let used = shelf.is_building() || shelf.ready().is_some_and(|template| template.name() == name);
         let retired = || kept.retired().iter().any(|template| template.upgrade().is_some_and(|it| it.name() == name));
@@ -126,10 +159,10 @@ impl Templates {
     }
 
     /// Removes the templates of images that have none any more.
-    fn remove_unwanted_images(&self) {
+    fn remove_unwanted_images(&self, images: &BTreeMap<&Name, &Arc<Image>>) {
         for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
-            let wanted = |name: &Name| entry.file_name().to_str() == Some(name.as_str());
-            if self.images.keys().any(wanted) {
+            let wanted = |name: &&Name| entry.file_name().to_str() == Some(name.as_str());
+            if images.keys().any(wanted) {
                 continue;
             }
             let path = entry.path();
@@ -144,13 +177,13 @@ impl Templates {
     async fn read(
         &self,
         name: &Name,
-        kept: &Kept,
+        image: &Image,
         generations: &Generations,
         hypervisor: &super::Hypervisor,
     ) -> Shelf<Template> {
         let parent = self.parent(name);
         let names = published::read(&parent, "template");
-        let now = self.inputs(name, &kept.image, generations, hypervisor);
+        let now = self.inputs(name, image, generations, hypervisor);
         let (ground, inputs) = match now {
             Ok(now) => now,
             Err(error) => {
@@ -188,7 +221,7 @@ impl Templates {
         generations: &Generations,
         hypervisor: &super::Hypervisor,
     ) -> anyhow::Result<(Ground, Inputs)> {
-        let ground = generations.current(name)?;
+        let ground = generations.current(name, image)?;
         let inputs = Inputs::of(image, &ground, &hypervisor.qemu, hypervisor.accelerator, self.processor.as_ref())?;
         Ok((ground, inputs))
     }
@@ -198,10 +231,11 @@ impl Templates {
         &self,
         name: &Name,
         kept: &Kept,
+        image: &Image,
         generations: &Generations,
         hypervisor: &super::Hypervisor,
     ) -> anyhow::Result<(Sight<Template>, Ground, Inputs)> {
-        let (ground, inputs) = self.inputs(name, &kept.image, generations, hypervisor)?;
+        let (ground, inputs) = self.inputs(name, image, generations, hypervisor)?;
         let (sight, superseded) = kept.shelf().look(&inputs.key(), Instant::now());
         if let Some(superseded) = superseded {
             let changed = inputs.changes_since(&superseded.manifest.inputs);
@@ -220,11 +254,16 @@ impl Templates {
     pub(super) fn offer(
         &self,
         name: &Name,
+        image: &Arc<Image>,
         generations: &Generations,
         hypervisor: &super::Hypervisor,
     ) -> Option<Offer> {
-        let kept = self.images.get(name)?;
-        let offer = match self.look(name, kept, generations, hypervisor) {
+        let (kept, now) = self.kept(name)?;
+        if !Arc::ptr_eq(&now, image) {
+            // What it is to be made of may not go with the machine that is being made.
+            return Some(Offer::Boot("the configuration of its image changes at this moment".to_owned()));
+        }
+        let offer = match self.look(name, &kept, image, generations, hypervisor) {
             Ok((Sight::Ready(template), ground, _)) => Offer::Clone(template, ground),
             Ok((sight, ground, _)) => {
                 let generation = ground.number;
@@ -253,25 +292,25 @@ impl Templates {
 
     /// Whether a template is the one that machines of its image are cloned from.
     pub(super) fn is_current(&self, template: &Arc<Template>) -> bool {
-        let kept = self.images.get(template.image());
-        kept.is_some_and(|kept| kept.shelf().ready().is_some_and(|ready| Arc::ptr_eq(ready, template)))
+        let kept = self.kept(template.image());
+        kept.is_some_and(|(kept, _)| kept.shelf().ready().is_some_and(|ready| Arc::ptr_eq(ready, template)))
     }
 
     /// Whether there is a template of an image, as far as was looked.
     pub(super) fn has(&self, image: &Name) -> bool {
-        self.images.get(image).is_some_and(|kept| kept.shelf().ready().is_some())
+        self.kept(image).is_some_and(|(kept, _)| kept.shelf().ready().is_some())
     }
 
     /// Notes that a clone runs.
     pub(super) fn worked(&self, template: &Arc<Template>) {
-        if let Some(kept) = self.images.get(template.image()) {
+        if let Some((kept, _)) = self.kept(template.image()) {
             kept.shelf().worked(template);
         }
     }
 
     /// Notes that a clone failed, for which the template is to blame: it is not used any more, and another is made. Blocks.
     pub(super) fn failed(&self, template: &Arc<Template>, why: &str) {
-        let Some(kept) = self.images.get(template.image()) else { return };
+        let Some((kept, _)) = self.kept(template.image()) else { return };
         let failing = kept.shelf().bad(template, why.to_owned(), Instant::now(), jitter());
         if let Some(failing) = failing {
             template.condemn(super::sentence(why));
@@ -318,9 +357,58 @@ impl Templates {
     fn parent(&self, image: &Name) -> PathBuf {
         self.directory.join(image.as_str())
     }
+
+    /// What is known of an image that has a template, and how it is configured.
+    fn kept(&self, image: &Name) -> Option<(Arc<Kept>, Arc<Image>)> {
+        let kept = self.images().get(image).cloned()?;
+        let image = kept.image()?;
+        Some((kept, image))
+    }
+
+    /// The images that have a template now.
+    fn names(&self) -> Vec<Name> {
+        self.images().iter().filter(|(_, kept)| kept.image().is_some()).map(|(name, _)| name.clone()).collect()
+    }
+
+    fn images(&self) -> MutexGuard<'_, BTreeMap<Name, Arc<Kept>>> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Somebody wants the place where templates are made, until this is dropped.
+struct Wanting<'a>(&'a watch::Sender<bool>);
+
+impl Drop for Wanting<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
+/// The images that are to have a template.
+fn with_templates(images: &BTreeMap<Name, Arc<Image>>) -> BTreeMap<&Name, &Arc<Image>> {
+    images.iter().filter(|(_, image)| image.template).collect()
 }
 
 impl Kept {
+    fn new(image: &Arc<Image>, shelf: Shelf<Template>) -> Self {
+        Kept { image: watch::Sender::new(Some(Arc::clone(image))), shelf: Mutex::new(shelf), retired: Mutex::default() }
+    }
+
+    /// How the image is configured; none if it has no template any more.
+    fn image(&self) -> Option<Arc<Image>> {
+        self.image.borrow().clone()
+    }
+
+    /// Has the template not be used any more, as its image has none.
+    fn retire(&self, name: &Name) {
+        let cleared = self.shelf().clear();
+        if let Some(template) = cleared {
+            info!(image = %name, template = %template.key(), "a template is not used any more: its image has none now");
+            template.retire();
+            self.retired().push(Arc::downgrade(&template));
+        }
+    }
+
     fn shelf(&self) -> MutexGuard<'_, Shelf<Template>> {
         self.shelf.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -383,11 +471,9 @@ fn jitter() -> f64 {
 impl super::Pool {
     /// Begins to make templates in the background.
     pub(super) fn keep_templates(&self) {
-        if !self.0.templates.images.is_empty() && self.0.hypervisor.is_some() {
-            let end = End::Cancelled(self.0.templates.stop.clone());
-            let building = builder::keep(self.clone());
-            self.0.tasks.spawn(self.0.core.watch("the task that makes templates", end, building));
-        }
+        let end = End::Cancelled(self.0.templates.stop.clone());
+        let building = builder::keep(self.clone());
+        self.0.tasks.spawn(self.0.core.watch("the task that makes templates", end, building));
     }
 }
 

@@ -7,9 +7,10 @@ use anyhow::bail;
 use protocol::command::Name;
 use tokio::time::Instant;
 
-use super::Template;
 use super::shelf::Sight;
-use crate::pool::{Pool, VmError, sentence};
+use super::{Kept, Template};
+use crate::config::Image;
+use crate::pool::{Hypervisor, Pool, VmError, sentence};
 
 /// What came of making a template because somebody asked.
 #[derive(Debug, Clone, PartialEq)]
@@ -79,18 +80,20 @@ impl Pool {
     /// How an image, or each, is off with templates.
     pub(crate) fn templates(&self, image: Option<&Name>) -> Result<Vec<Outlook>, VmError> {
         let images: Vec<_> = match image {
-            Some(image) if !self.0.images.contains_key(image) => return Err(self.no_such_image(image)),
-            Some(image) => vec![image],
-            None => self.0.images.keys().collect(),
+            Some(image) => {
+                self.image(image)?;
+                vec![image.clone()]
+            }
+            None => self.images().keys().cloned().collect(),
         };
-        Ok(images.into_iter().map(|image| self.outlook(image)).collect())
+        Ok(images.iter().map(|image| self.outlook(image)).collect())
     }
 
     pub(in crate::pool) fn outlook(&self, image: &Name) -> Outlook {
-        let (Some(kept), Some(hypervisor)) = (self.0.templates.images.get(image), &self.0.hypervisor) else {
+        let (Some((kept, now)), Some(hypervisor)) = (self.0.templates.kept(image), self.0.hypervisor.get()) else {
             return Outlook { image: image.clone(), state: State::Off, retired: Vec::new() };
         };
-        let state = match self.0.templates.look(image, kept, &self.0.generations, hypervisor) {
+        let state = match self.0.templates.look(image, &kept, &now, &self.0.generations, hypervisor) {
             // The shelf has it, and so have we.
             Ok((Sight::Ready(template), ..)) => State::Ready(Listed::of(&template, 2)),
             Ok((Sight::Absent, ..)) => State::Waiting,
@@ -110,19 +113,15 @@ impl Pool {
     /// The image has no template, or it could not be made.
     pub(crate) async fn make_template(&self, image: &Name) -> anyhow::Result<Made> {
         let templates = &self.0.templates;
-        let (Some(kept), Some(hypervisor)) = (templates.images.get(image), &self.0.hypervisor) else {
-            if !self.0.images.contains_key(image) {
-                return Err(self.no_such_image(image).into());
-            }
-            bail!("image '{image}' has no template; set images.{image}.template = true");
-        };
+        let (kept, hypervisor, _) = self.templated(image)?;
         let mut changes = templates.changes.subscribe();
         kept.shelf().forgive();
         let before = kept.shelf().ended();
         let mut already = true;
         loop {
             changes.borrow_and_update();
-            let (sight, ..) = templates.look(image, kept, &self.0.generations, hypervisor)?;
+            let (_, _, now) = self.templated(image)?;
+            let (sight, ..) = templates.look(image, &kept, &now, &self.0.generations, hypervisor)?;
             if let Sight::Ready(template) = sight {
                 return Ok(Made { template: Listed::of(&template, 2), already });
             }
@@ -140,6 +139,17 @@ impl Pool {
             tokio::select! {
                 _ = changes.changed() => {}
                 () = templates.stop.cancelled() => bail!("the worker is stopping"),
+            }
+        }
+    }
+
+    /// What making an image's template takes.
+    fn templated(&self, image: &Name) -> anyhow::Result<(Arc<Kept>, &Hypervisor, Arc<Image>)> {
+        match (self.0.templates.kept(image), self.0.hypervisor.get()) {
+            (Some((kept, now)), Some(hypervisor)) => Ok((kept, hypervisor, now)),
+            _ => {
+                self.image(image)?;
+                bail!("image '{image}' has no template; set images.{image}.template = true")
             }
         }
     }

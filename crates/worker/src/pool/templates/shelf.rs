@@ -150,6 +150,12 @@ impl<T> Shelf<T> {
         self.trouble = None;
     }
 
+    /// Takes the one that clones are made of out, and forgets what went wrong.
+    pub(super) fn clear(&mut self) -> Option<Arc<T>> {
+        self.trouble = None;
+        self.ready.take().map(|(_, template)| template)
+    }
+
     /// The one that clones are made of.
     pub(super) fn ready(&self) -> Option<&Arc<T>> {
         self.ready.as_ref().map(|(_, template)| template)

@@ -43,16 +43,16 @@ impl Site {
     /// Starts, so to say, a worker.
     async fn open(&self) -> (Generations, Templates) {
         let generations = Generations::open(self.directory.path(), &self.images, &CoreTasks::new().0);
-        let templates =
-            Templates::open(self.directory.path(), &self.images, &generations, Some(&self.hypervisor)).await;
+        let templates = Templates::new(self.directory.path());
+        templates.begin(&self.images, &generations, &self.hypervisor).await;
         (generations, templates)
     }
 
     /// Publishes what could be a template, were there something in its files. Returns its name.
     async fn publish(&self, generations: &Generations, templates: &Templates) -> String {
-        let kept = &templates.images[&image()];
+        let configured = &self.images[&image()];
         let (ground, inputs) =
-            templates.inputs(&image(), &kept.image, generations, &self.hypervisor).expect("it is known");
+            templates.inputs(&image(), configured, generations, &self.hypervisor).expect("it is known");
         let parent = templates.parent(&image());
         let unfinished = Unfinished::begin(&parent).expect("begun");
         let path = |name| unfinished.path().join(name);
@@ -89,7 +89,10 @@ impl Site {
 
 /// The template that a machine would be cloned from, or why it would boot.
 fn offered(site: &Site, generations: &Generations, templates: &Templates) -> Result<Arc<Template>, String> {
-    match templates.offer(&image(), generations, &site.hypervisor).expect("the image has templates") {
+    match templates
+        .offer(&image(), &site.images[&image()], generations, &site.hypervisor)
+        .expect("the image has templates")
+    {
         Offer::Clone(template, _) => Ok(template),
         Offer::Boot(why) => Err(why),
     }
@@ -149,7 +152,7 @@ async fn what_a_later_run_can_not_use_is_removed_at_its_start() {
     // An image that has none any more.
     site.publish(&generations, &templates).await;
     let none = BTreeMap::new();
-    Templates::open(site.directory.path(), &none, &generations, Some(&site.hypervisor)).await;
+    Templates::new(site.directory.path()).begin(&none, &generations, &site.hypervisor).await;
     assert!(!site.directory.path().join("templates/a").exists());
 }
 
@@ -168,4 +171,69 @@ async fn a_bad_template_is_not_used_again_and_goes_with_its_last_clone() {
     assert_eq!((second.clone(), site.names()), (format!("{name}.2"), vec![name, second.clone()]));
     drop(template);
     site.becomes(&[&second]).await;
+}
+
+#[tokio::test]
+async fn a_template_goes_when_its_image_has_none_any_more_and_does_not_come_back_with_it() {
+    let site = Site::new().await;
+    let (generations, templates) = site.open().await;
+    let name = site.publish(&generations, &templates).await;
+    let (generations, templates) = site.open().await;
+    let template = offered(&site, &generations, &templates).expect("it is found");
+    templates.follow(&BTreeMap::new());
+    assert!(templates.offer(&image(), &site.images[&image()], &generations, &site.hypervisor).is_none());
+    assert!(!templates.is_current(&template) && !templates.has(&image()));
+    // A clone of it lives.
+    assert_eq!(site.names(), std::slice::from_ref(&name));
+    templates.follow(&site.images);
+    let absent = "there is no template of generation 1 yet; one is going to be made";
+    assert_eq!(offered(&site, &generations, &templates).map(drop), Err(absent.to_owned()));
+    let second = site.publish(&generations, &templates).await;
+    drop(template);
+    site.becomes(&[&second]).await;
+}
+
+#[tokio::test]
+async fn a_template_stays_if_its_image_changes_in_what_it_is_not_made_of() {
+    let mut site = Site::new().await;
+    let (generations, templates) = site.open().await;
+    site.publish(&generations, &templates).await;
+    let (generations, templates) = site.open().await;
+    let template = offered(&site, &generations, &templates).expect("it is found");
+    let old = site.images.clone();
+    let mut changed = Image::clone(&old[&image()]);
+    changed.keep_generations += 1;
+    site.images.insert(image(), Arc::new(changed));
+    templates.follow(&site.images);
+    assert!(Arc::ptr_eq(&template, &offered(&site, &generations, &templates).expect("it is of use")));
+    // A machine that was begun before is not made of what it may not go with.
+    let offer = templates.offer(&image(), &old[&image()], &generations, &site.hypervisor);
+    assert!(matches!(offer, Some(Offer::Boot(_))), "{offer:?}");
+    let mut changed = Image::clone(&old[&image()]);
+    changed.memory_mib += 64;
+    site.images.insert(image(), Arc::new(changed));
+    templates.follow(&site.images);
+    assert!(offered(&site, &generations, &templates).is_err());
+}
+
+#[tokio::test]
+async fn the_place_where_templates_are_made_is_had_by_one_at_a_time() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let templates = Templates::new(directory.path());
+    let wanted = templates.way_wanted.subscribe();
+    let making = templates.place.lock().await;
+    let mut clearing = Box::pin(templates.clear_place());
+    assert!(futures_util::poll!(&mut clearing).is_pending());
+    assert!(*wanted.borrow());
+    drop(making);
+    let place = clearing.await;
+    assert!(!*wanted.borrow() && templates.place.try_lock().is_err());
+    drop(place);
+    // One who gives up wants it no more.
+    let making = templates.place.lock().await;
+    let mut clearing = Box::pin(templates.clear_place());
+    assert!(futures_util::poll!(&mut clearing).is_pending());
+    drop(clearing);
+    assert!(!*wanted.borrow());
+    drop(making);
 }

@@ -1,6 +1,7 @@
 //! The task that keeps machines ready: it makes what is missing, one at a time, and ends what is of no use.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -12,6 +13,7 @@ use tracing::{Instrument, debug, error_span, info, warn};
 
 use super::load;
 use super::plan::{QUIET, View, Why, Wish, plan};
+use crate::config::Image;
 use crate::core_tasks::End;
 use crate::pool::board::Occupant;
 use crate::pool::budget::Need;
@@ -66,6 +68,7 @@ pub(super) async fn keep(pool: Pool) {
     let mut templates = pool.0.templates.changes();
     let mut promises = pool.0.budget.returned();
     let mut template = warm.template.subscribe();
+    let mut setups = pool.0.setup.subscribe();
     loop {
         // What changes from here on is seen below, or the next time.
         let quiet = starts.borrow_and_update().quiet();
@@ -73,25 +76,26 @@ pub(super) async fn keep(pool: Pool) {
         if remade {
             failures.clear();
         }
+        let setup = setups.borrow_and_update().clone();
         // Not one of them is to be left out.
         if is_changed(&mut census) | is_changed(&mut promises) | remade {
             without_room.clear();
         }
-        let wish = |(image, count): (&Name, &usize)| Wish {
+        let wish = |(image, configured): (&Name, &Arc<Image>)| Wish {
             image: image.clone(),
-            count: *count,
+            count: usize::from(configured.warm),
             possible: pool.0.templates.has(image)
                 && !without_room.contains(image)
                 && failures.get(image).is_none_or(Failures::are_over),
         };
         let slotless = *template.borrow_and_update();
         let view = View {
-            wishes: warm.wanted.iter().map(wish).collect(),
+            wishes: setup.images.iter().filter(|(_, image)| image.warm > 0).map(wish).collect(),
             lack: pool.0.slots.lack(slotless).await,
             spares: warm.seen(&pool),
             quiet,
-            busy: load::load().is_some_and(|load| load > pool.0.config.warm_max_load),
-            max_age: pool.0.config.warm_max_age,
+            busy: load::load().is_some_and(|load| load > setup.config.warm_max_load),
+            max_age: setup.config.warm_max_age,
         };
         let plan = plan(&view);
         for (id, why) in &plan.discard {
@@ -113,6 +117,8 @@ pub(super) async fn keep(pool: Pool) {
             // Builds first: what was begun is dropped, and gives back what it had.
             () = changed(&mut starts, |count| !is_making || count.is_any_unserved()) => {}
             () = changed(&mut template, |need| !is_making || need.is_some()) => {}
+            // So is what may not be wanted any more.
+            _ = setups.changed() => {}
             (image, made) = making => {
                 let failures = failures.entry(image.clone()).or_default();
                 match made {
@@ -172,10 +178,8 @@ fn pause(view: &View) -> Duration {
 impl Pool {
     /// Begins to keep machines ready in the background.
     pub(in crate::pool) fn keep_warm(&self) {
-        if !self.0.warm.wanted.is_empty() && self.0.hypervisor.is_some() {
-            let end = End::Cancelled(self.0.warm.stop.clone());
-            self.0.tasks.spawn(self.0.core.watch("the task that keeps machines warm", end, keep(self.clone())));
-        }
+        let end = End::Cancelled(self.0.warm.stop.clone());
+        self.0.tasks.spawn(self.0.core.watch("the task that keeps machines warm", end, keep(self.clone())));
     }
 
     /// Ends the machines that are kept ready, as hardly a build is going to come.
@@ -185,18 +189,19 @@ impl Pool {
 
     /// Makes one machine of an image, if there is room for it now.
     async fn make_spare(&self, name: &Name) -> Result<Raised, NotMade> {
-        let (Some(image), Some(hypervisor)) = (self.0.images.get(name), &self.0.hypervisor) else {
+        let (Ok(image), Some(hypervisor)) = (self.image(name), self.0.hypervisor.get()) else {
             return Err(NotMade::NoRoom);
         };
-        let offer = self.0.templates.offer(name, &self.0.generations, hypervisor);
+        let offer = self.0.templates.offer(name, &image, &self.0.generations, hypervisor);
         let Some(Offer::Clone(template, ground)) = offer else { return Err(NotMade::NoRoom) };
-        let need = Need::of(image, Shape::fresh(image));
+        let need = Need::of(&image, Shape::fresh(&image));
         let Some(lease) = self.0.slots.lease_at_once(need).await else { return Err(NotMade::NoRoom) };
         lease.notice().occupied_by(Occupant::of_nobody(name));
         let _making = self.0.warm.making(lease.memory_mib());
         let span = error_span!("spare", image = %name, slot = lease.slot().number());
         let timeout = image.boot_timeout;
-        let cloned = self.clone_of(template, ground, image, hypervisor, lease, timeout, &Nobody).instrument(span).await;
+        let cloned =
+            self.clone_of(template, ground, &image, hypervisor, lease, timeout, &Nobody).instrument(span).await;
         cloned.map_err(|NotCloned { why, .. }| NotMade::Failed(why))
     }
 }

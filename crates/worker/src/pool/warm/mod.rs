@@ -15,7 +15,6 @@ mod plan;
 mod spare;
 mod starts;
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::command::Name;
@@ -36,10 +35,8 @@ pub(super) use starts::Start;
 use starts::Starts;
 
 /// The machines that are kept ready, and what their keeper has to know.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Warm {
-    /// How many are wanted of which image.
-    wanted: BTreeMap<Name, usize>,
     stock: Mutex<Stock>,
     starts: Starts,
     /// What a template that is to be made needs, and waits for.
@@ -77,18 +74,6 @@ impl Drop for GivingWay<'_> {
 }
 
 impl Warm {
-    /// An empty stock, for images that want some.
-    pub(super) fn new(images: &BTreeMap<Name, Arc<Image>>) -> Self {
-        let wanted = |(name, image): (&Name, &Arc<Image>)| (name.clone(), usize::from(image.warm));
-        Warm {
-            wanted: images.iter().filter(|(_, image)| image.warm > 0).map(wanted).collect(),
-            stock: Mutex::default(),
-            starts: Starts::default(),
-            template: watch::Sender::new(None),
-            stop: CancellationToken::new(),
-        }
-    }
-
     /// Notes that a build starts a machine, until the note is dropped.
     pub(super) fn begin(&self) -> Start {
         self.starts.begin()
@@ -99,17 +84,18 @@ impl Warm {
         u16::try_from(self.stock().spares.len()).unwrap_or(u16::MAX)
     }
 
-    /// How many of an image are ready, and how many are wanted.
-    pub(super) fn of_image(&self, image: &Name) -> (usize, usize) {
-        let ready = self.stock().spares.iter().filter(|spare| spare.image() == image).count();
-        (ready, self.wanted.get(image).copied().unwrap_or(0))
+    /// How many of an image are ready.
+    pub(super) fn ready_of(&self, image: &Name) -> usize {
+        self.stock().spares.iter().filter(|spare| spare.image() == image).count()
     }
 
-    /// How many slots, and how much memory in MiB, builds can have for which they are ended or given up, or which get them.
-    pub(super) fn yielding(&self) -> (u16, u64) {
+    /// How many of so many slots, and how much memory in MiB, builds can have for which they are ended or given up, or which
+    /// get them.
+    pub(super) fn yielding(&self, slots: u16) -> (u16, u64) {
         let stock = self.stock();
-        let memory_mib = stock.spares.iter().map(Spare::memory_mib).chain(stock.making_mib);
-        memory_mib.fold((0, 0), |(count, sum), memory_mib| (count + 1, sum + memory_mib))
+        let spares = stock.spares.iter().map(|spare| (u16::from(spare.slot() < slots), spare.memory_mib()));
+        let all = spares.chain(stock.making_mib.map(|memory_mib| (1, memory_mib)));
+        all.fold((0, 0), |(count, sum), (slot, memory_mib)| (count + slot, sum + memory_mib))
     }
 
     /// Has machines give up their memory for a template that needs it, until this is dropped.
@@ -167,7 +153,7 @@ impl Warm {
     }
 
     fn seen(&self, pool: &Pool) -> Vec<Seen> {
-        self.stock().spares.iter().map(|spare| spare.seen(&pool.0.templates)).collect()
+        self.stock().spares.iter().map(|spare| spare.seen(pool)).collect()
     }
 
     fn stock(&self) -> MutexGuard<'_, Stock> {
@@ -180,19 +166,19 @@ impl Pool {
     pub(super) async fn take_spare(
         &self,
         order: &Order,
-        image: &Image,
+        image: &Arc<Image>,
         hypervisor: &Hypervisor,
         progress: &dyn Progress,
     ) -> Option<Raised> {
         let warm = &self.0.warm;
-        if !warm.wanted.contains_key(&order.image) || self.0.budget.disk_is_low() {
+        if image.warm == 0 || self.0.budget.disk_is_low() {
             return None;
         }
         // Looks what clones are made of now, so that no build gets what it would not get a clone of.
         let Some(Offer::Clone(..)) = self.offer(order, image, hypervisor) else { return None };
         while let Some(spare) = warm.take(&order.image) {
             let slot = spare.slot();
-            match spare.seen(&self.0.templates).flaw {
+            match spare.seen(self).flaw {
                 None => {
                     let age = spare.age().as_secs();
                     let raised = Raised { how: How::Warm, ..spare.into_raised() };

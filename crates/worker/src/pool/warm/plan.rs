@@ -54,6 +54,10 @@ pub(super) struct Seen {
 pub(super) enum Flaw {
     /// It ended, or can't be reached; the sentence says what happened.
     Dead(String),
+    /// Its image is configured otherwise by now, or not at all.
+    Changed,
+    /// The pool has fewer slots by now, and its is too many.
+    Retired,
     /// Clones are made of another template by now.
     Superseded,
     /// The host slept, or its clock was set, and the guest does not know.
@@ -65,6 +69,8 @@ pub(super) enum Flaw {
 pub(super) enum Why {
     Flaw(Flaw),
     Old,
+    /// There are more of its image than are to be.
+    Surplus,
     /// For a build that needs another one.
     Slot,
     /// For such a build, or for a template.
@@ -93,6 +99,9 @@ pub(super) fn plan(view: &View) -> Plan {
             None => good.push(spare),
         }
     }
+    while let Some(place) = surplus(view, &good) {
+        discard.push((good.remove(place).id, Why::Surplus));
+    }
     // What is ended anyway is what the build gets.
     let coming: u64 = view.spares.iter().filter(|spare| is_in(&discard, spare)).map(|spare| spare.memory_mib).sum();
     let mut memory_mib = view.lack.memory_mib.saturating_sub(coming);
@@ -119,6 +128,13 @@ fn is_in(discard: &[(u64, Why)], spare: &Seen) -> bool {
     discard.iter().any(|(id, _)| *id == spare.id)
 }
 
+/// Finds one that is too many: the oldest of its image.
+fn surplus(view: &View, good: &[&Seen]) -> Option<usize> {
+    let wanted = |image: &Name| view.wishes.iter().find(|wish| wish.image == *image).map_or(0, |wish| wish.count);
+    let ready = |image: &Name| good.iter().filter(|spare| spare.image == *image).count();
+    good.iter().position(|spare| ready(&spare.image) > wanted(&spare.image))
+}
+
 /// Chooses one to give up: the oldest of an image that has the most.
 fn to_give_up(good: &[&Seen]) -> Option<usize> {
     let of_its_image = |spare: &Seen| good.iter().filter(|other| other.image == spare.image).count();
@@ -137,6 +153,8 @@ impl fmt::Display for Flaw {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Flaw::Dead(why) => f.write_str(why),
+            Flaw::Changed => f.write_str("the configuration of its image was changed"),
+            Flaw::Retired => f.write_str("the pool has fewer slots now"),
             Flaw::Superseded => f.write_str("its template is not used any more"),
             Flaw::ClockJumped => f.write_str("the host slept or its clock was set, which its guest does not know"),
         }
@@ -148,6 +166,7 @@ impl fmt::Display for Why {
         match self {
             Why::Flaw(flaw) => flaw.fmt(f),
             Why::Old => f.write_str("it is older than pool.warm_max_age"),
+            Why::Surplus => f.write_str("fewer are to be ready now"),
             Why::Slot => f.write_str("a build needs its slot"),
             Why::Memory => f.write_str("a build or a template needs its memory"),
             Why::Disk => f.write_str("the disk has no space for builds"),
@@ -203,6 +222,22 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_many_is_ended_oldest_first() {
+        let fewer = |a: usize, b: Option<usize>, spares: Vec<Seen>| {
+            let wishes = [Some(wish("a", a)), b.map(|b| wish("b", b))];
+            View { wishes: wishes.into_iter().flatten().collect(), ..view(spares) }
+        };
+        let spares = || vec![spare(1, "b"), spare(2, "a"), spare(3, "a")];
+        check(&fewer(1, Some(1), spares()), &[(2, Why::Surplus)], None);
+        check(&fewer(0, Some(1), spares()), &[(2, Why::Surplus), (3, Why::Surplus)], None);
+        check(&fewer(2, None, spares()), &[(1, Why::Surplus)], None);
+        check(&fewer(3, None, spares()), &[(1, Why::Surplus)], Some("a"));
+        // It is what a build gets that lacks something.
+        let lack = Lack { slot: true, memory_mib: 512, disk: false };
+        check(&View { lack, quiet: None, ..fewer(1, Some(1), spares()) }, &[(2, Why::Surplus)], None);
+    }
+
+    #[test]
     fn builds_come_first() {
         let calm = view(vec![]);
         check(&View { quiet: None, ..calm.clone() }, &[], None);
@@ -222,6 +257,8 @@ mod tests {
         let dead = Flaw::Dead("it died".to_owned());
         check(&with(Some(dead.clone()), 1), &[(1, Why::Flaw(dead))], Some("a"));
         check(&with(Some(Flaw::Superseded), 1), &[(1, Why::Flaw(Flaw::Superseded))], Some("a"));
+        check(&with(Some(Flaw::Changed), 1), &[(1, Why::Flaw(Flaw::Changed))], Some("a"));
+        check(&with(Some(Flaw::Retired), 1), &[(1, Why::Flaw(Flaw::Retired))], Some("a"));
         check(&with(Some(Flaw::ClockJumped), 1), &[(1, Why::Flaw(Flaw::ClockJumped))], Some("a"));
         check(&with(None, 3600), &[(1, Why::Old)], Some("a"));
         check(&with(None, 3599), &[], None);

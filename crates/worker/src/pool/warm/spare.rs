@@ -1,5 +1,6 @@
 //! A machine that is ready for a build to come.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use protocol::command::Name;
@@ -8,9 +9,9 @@ use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::plan::{Flaw, Seen};
+use crate::pool::Pool;
 use crate::pool::generations::Ground;
 use crate::pool::raised::Raised;
-use crate::pool::templates::Templates;
 
 /// By how much the host's clock may have been set without the guest's being wrong, as a clone's is set that exactly.
 const TOLERANCE: Duration = Duration::from_millis(100);
@@ -87,17 +88,17 @@ impl Spare {
     }
 
     /// How it is now, as far as that is known without asking it.
-    pub(super) fn seen(&self, templates: &Templates) -> Seen {
+    pub(super) fn seen(&self, pool: &Pool) -> Seen {
         Seen {
             id: self.id,
             image: self.image().clone(),
             memory_mib: self.memory_mib(),
             age: self.age(),
-            flaw: self.flaw(templates),
+            flaw: self.flaw(pool),
         }
     }
 
-    fn flaw(&self, templates: &Templates) -> Option<Flaw> {
+    fn flaw(&self, pool: &Pool) -> Option<Flaw> {
         if let Some(why) = &self.end {
             return Some(Flaw::Dead(why.clone()));
         }
@@ -108,8 +109,14 @@ impl Spare {
         if self.raised.login.session.is_lost() {
             return Some(Flaw::Dead("its ssh session was lost".to_owned()));
         }
+        if !pool.images().get(self.image()).is_some_and(|image| Arc::ptr_eq(image, &self.raised.image)) {
+            return Some(Flaw::Changed);
+        }
+        if self.slot() >= pool.slots() {
+            return Some(Flaw::Retired);
+        }
         let template = self.raised.lease.ground().and_then(Ground::template);
-        if !template.is_some_and(|template| templates.is_current(template)) {
+        if !template.is_some_and(|template| pool.0.templates.is_current(template)) {
             return Some(Flaw::Superseded);
         }
         self.clocks.jumped(&Clocks::now()).then_some(Flaw::ClockJumped)
