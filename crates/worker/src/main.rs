@@ -53,10 +53,10 @@ fn main() -> ExitCode {
         Verb::Ssh { worker, slot, command } => ask::ssh(&worker, slot, &command),
         Verb::Exec { worker, quiet, exec } => ask::exec(&worker, exec.wanted(), quiet),
         Verb::Release { worker, slot } => ask::ask(&worker, &Request::Release { slot }),
+        Verb::Reload { worker } => ask::ask(&worker, &Request::Reload),
         Verb::Image { verb: ImageVerb::Generations { worker, image } } => {
             ask::ask(&worker, &Request::Generations { image })
         }
-        Verb::Reload { worker } => ask::ask(&worker, &Request::Reload),
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
             ask::ask(&worker, &Request::Rollback { image, generation })
         }

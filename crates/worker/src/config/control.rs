@@ -37,6 +37,11 @@ impl Control {
             );
         }
         section.finish();
-        Control { socket: socket.unwrap_or_else(|| state_dir.join("control.sock")), group }
+        Control { socket: socket.unwrap_or_else(|| Control::default_socket(state_dir)), group }
+    }
+
+    /// The socket's path where the configuration has none.
+    pub(super) fn default_socket(state_dir: &Path) -> PathBuf {
+        state_dir.join("control.sock")
     }
 }

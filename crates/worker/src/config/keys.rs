@@ -32,7 +32,7 @@ pub(super) fn of(config: &Config) -> Keys {
     let mut keys = Keys::new();
     of_worker(worker, &mut |key, text| drop(keys.insert(format!("worker.{key}"), text)));
     of_connection(connection, &mut |key, text| drop(keys.insert(format!("connection.{key}"), text)));
-    of_control(control, &mut |key, text| drop(keys.insert(format!("control.{key}"), text)));
+    of_control(control, &pool.state_dir, &mut |key, text| drop(keys.insert(format!("control.{key}"), text)));
     of_pool(pool, &mut |key, text| drop(keys.insert(format!("pool.{key}"), text)));
     of_log(log, &mut |key, text| drop(keys.insert(format!("log.{key}"), text)));
     for Image { profile, .. } in images.values() {
@@ -73,9 +73,10 @@ fn of_connection(connection: &Connection, note: &mut Note<'_>) {
     note("retry_max", seconds(*retry_max));
 }
 
-fn of_control(control: &Control, note: &mut Note<'_>) {
+fn of_control(control: &Control, state_dir: &Path, note: &mut Note<'_>) {
     let Control { socket, group } = control;
-    note("socket", path_text(socket));
+    // Where it is unless the configuration says otherwise follows from another key.
+    note("socket", if *socket == Control::default_socket(state_dir) { Text::Unset } else { path_text(socket) });
     note("group", or_unset(group.as_ref(), quoted));
 }
 

@@ -6,13 +6,14 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinHandle};
 use tracing::{error, info, warn};
 
 use super::Daemon;
 use crate::config::{Change, Config, Overrides, Password, Problems, Reconfigured};
-use crate::control::{Answer, Talk};
+use crate::control::{self, Answer, Talk};
 use crate::log;
 use crate::master::Access;
 use crate::pool::Pool;
@@ -32,6 +33,8 @@ pub(crate) struct Origin {
 pub(super) struct Reloaded {
     config: Config,
     password: Password,
+    /// Where people ask from now on, if nobody could before.
+    control: Option<control::Server>,
     changes: Vec<Change>,
     restart: Vec<Change>,
 }
@@ -93,7 +96,17 @@ impl Daemon {
         reload.waiting.extend(asked);
         let (origin, now, pool) = (reload.origin.clone(), Arc::clone(&self.config), self.pool.clone());
         let password = reload.access.borrow().password.clone();
-        reload.task = Some(tokio::spawn(async move { take_up(origin, &now, &password, &pool).await }));
+        // Without images nobody listens, as at the start.
+        let listen = self.control.is_none().then(|| (super::patience(&self.told), self.core.clone()));
+        reload.task = Some(tokio::spawn(async move {
+            let mut reloaded = take_up(origin, &now, &password, &pool).await?;
+            if let Some((patience, core)) = listen.filter(|_| !reloaded.config.images.is_empty()) {
+                let listening = control::Server::listen(&reloaded.config.control, patience, &core).await;
+                let listening = listening.inspect_err(|error| error!("people can't ask this worker: {error:#}"));
+                reloaded.control = listening.ok();
+            }
+            Ok(reloaded)
+        }));
     }
 
     /// Has what was loaded hold from now on, and says what is different.
@@ -108,8 +121,8 @@ impl Daemon {
                 Err(problems.join("\n"))
             }
         };
-        for talk in self.reload.waiting.drain(..) {
-            self.asking.spawn(talk.answer(answer.clone().map_err(anyhow::Error::msg)));
+        for asked in self.reload.waiting.drain(..) {
+            self.asking.spawn(asked.answer(answer.clone().map_err(|problems| anyhow!(problems))));
         }
         if std::mem::take(&mut self.reload.again) {
             self.reload.waiting = std::mem::take(&mut self.reload.waiting_for_next);
@@ -120,7 +133,7 @@ impl Daemon {
     }
 
     fn adopt(&mut self, reloaded: Box<Reloaded>) -> Answer {
-        let Reloaded { config, password, changes, restart } = *reloaded;
+        let Reloaded { config, password, control, changes, restart } = *reloaded;
         let access = Access::of(&config, password);
         self.reload.access.send_if_modified(|old| {
             let is_new = *old != access;
@@ -130,6 +143,9 @@ impl Daemon {
         log::reload(&config.log);
         self.config = Arc::new(config);
         self.told.send_replace(Arc::clone(&self.config));
+        if control.is_some() {
+            self.control = control;
+        }
         if changes.is_empty() && restart.is_empty() {
             info!("reloaded: nothing is different");
         }
@@ -159,6 +175,6 @@ async fn take_up(origin: Origin, now: &Config, password: &Password, pool: &Pool)
     if new_password != *password {
         changes.push(Change::of_password());
     }
-    pool.take_up(&config).await.map_err(|error| vec![format!("{error:#}")])?;
-    Ok(Box::new(Reloaded { config, password: new_password, changes, restart }))
+    pool.reload(&config).await.map_err(|error| vec![format!("{error:#}")])?;
+    Ok(Box::new(Reloaded { config, password: new_password, control: None, changes, restart }))
 }

@@ -76,7 +76,7 @@ pub(crate) use registry::Scope;
 use registry::{Registry, Tenant, Token};
 pub(crate) use report::SlotReport;
 pub(crate) use save::Saved;
-use setup::{ForWhom, Setup};
+use setup::Setup;
 pub(crate) use slots::Census;
 use slots::Slots;
 pub(crate) use slots::{is_left, port_is_free};
@@ -123,7 +123,6 @@ pub(crate) struct Pool(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     setup: watch::Sender<Setup>,
-    whom: ForWhom,
     /// Set as soon as there are images.
     hypervisor: OnceLock<Hypervisor>,
     slots: Slots,
@@ -188,15 +187,13 @@ impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
     /// Without an image there is nothing to start, and nothing of this is needed.
     pub(crate) async fn open(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
-        Pool::opened(config, core, ForWhom::Builds).await
+        let pool = Pool::open_for_one(config, core).await?;
+        pool.keep_up();
+        Ok(pool)
     }
 
     /// Opens the pool for one machine: templates that there are are used, and nothing is made for machines to come.
     pub(crate) async fn open_for_one(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
-        Pool::opened(config, core, ForWhom::OneMachine).await
-    }
-
-    async fn opened(config: &Config, core: &CoreTasks, whom: ForWhom) -> anyhow::Result<Self> {
         let state_dir = &config.pool.state_dir;
         let budget = Budget::open(&config.pool);
         let setup = Setup::empty(&config.pool);
@@ -214,7 +211,6 @@ impl Pool {
             tasks: TaskTracker::new(),
             core: core.clone(),
             setup: watch::Sender::new(setup),
-            whom,
         }));
         pool.take_up(config).await?;
         Ok(pool)

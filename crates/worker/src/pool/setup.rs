@@ -12,19 +12,12 @@ use tracing::warn;
 use super::budget::{Limits, Need};
 use super::machine::Shape;
 use super::slot::Slot;
+use super::state_dir::Crashed;
 use super::{Hypervisor, Pool, SETTLING, VmError, slots};
 use crate::config::{self, Config, Image};
 
 /// How long the template that is being made may take to make way for new slots.
 const MAKING_WAY: Duration = Duration::from_secs(60);
-
-/// Whom a pool is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum ForWhom {
-    Builds,
-    /// Nothing is made for machines to come.
-    OneMachine,
-}
 
 /// The images, by name. One that stays as it is stays the same value when the configuration is told anew.
 pub(super) type Images = BTreeMap<Name, Arc<Image>>;
@@ -58,7 +51,7 @@ impl Pool {
     ///
     /// # Errors
     /// QEMU can't be used, or there was no place for new slots. Then nothing has changed.
-    pub(crate) async fn take_up(&self, config: &Config) -> anyhow::Result<()> {
+    pub(super) async fn take_up(&self, config: &Config) -> anyhow::Result<()> {
         let before = self.setup();
         let next = before.next(config);
         let first = match self.0.hypervisor.get() {
@@ -69,11 +62,7 @@ impl Pool {
             None => Some(Hypervisor::open(&config.pool).await?),
             Some(_) => None,
         };
-        if let Some(claim) = first.as_ref().and_then(|hypervisor| hypervisor.claim.as_ref()) {
-            claim.say_what_was_left();
-            claim.begin();
-        }
-        self.have_slots(&config.pool, first.is_some()).await?;
+        self.have_slots(&config.pool, first.as_ref()).await?;
         self.0.budget.set(Limits::of(&config.pool));
         self.warn_of(&before.images, &next.images);
         let images = Arc::clone(&next.images);
@@ -84,10 +73,6 @@ impl Pool {
                 // Only who opened one comes here, and there is one such caller at a time.
                 let _ = self.0.hypervisor.set(hypervisor);
                 self.0.setup.send_replace(next);
-                if self.0.whom == ForWhom::Builds {
-                    self.keep_templates();
-                    self.keep_warm();
-                }
             }
             None => {
                 self.0.setup.send_replace(next);
@@ -97,9 +82,38 @@ impl Pool {
         Ok(())
     }
 
-    /// Has so many slots be there as the configuration says.
-    async fn have_slots(&self, config: &config::Pool, first: bool) -> anyhow::Result<()> {
-        if first {
+    /// Takes up another configuration while machines run, as [`take_up`](Self::take_up) does.
+    pub(crate) async fn reload(&self, config: &Config) -> anyhow::Result<()> {
+        let begins = self.0.hypervisor.get().is_none();
+        self.take_up(config).await?;
+        if begins {
+            self.keep_up();
+        }
+        Ok(())
+    }
+
+    /// Begins to make in the background what is to be there for machines to come. To be called once there are images.
+    pub(super) fn keep_up(&self) {
+        if self.0.hypervisor.get().is_some() {
+            self.keep_templates();
+            self.keep_warm();
+        }
+    }
+
+    /// Has so many slots be there as the configuration says. The first are had with what runs machines, which says what an
+    /// earlier run left.
+    async fn have_slots(&self, config: &config::Pool, first: Option<&Hypervisor>) -> anyhow::Result<()> {
+        if let Some(claim) = first.and_then(|hypervisor| hypervisor.claim.as_ref()) {
+            match claim.crashed {
+                Some(Crashed { pid, in_earlier_boot: true }) => {
+                    warn!(pid, "the host went down under the last run; what it left is cleaned up");
+                }
+                Some(Crashed { pid, .. }) => {
+                    warn!(pid, "the last run did not end in order; what it left is cleaned up")
+                }
+                None => {}
+            }
+            claim.begin();
             slots::clean_beyond(&config.state_dir.join("slots"), config.slots, config.ssh_port_base).await;
         }
         let wanted = (0..config.slots).map(|number| slot_numbered(config, number)).collect();
@@ -115,7 +129,7 @@ impl Pool {
         self.0.slots.set(wanted).await;
         drop(place);
         // Before anything of an earlier run is removed, what uses it has to be gone.
-        if first && tokio::time::timeout(SETTLING, self.0.slots.settled()).await.is_err() {
+        if first.is_some() && tokio::time::timeout(SETTLING, self.0.slots.settled()).await.is_err() {
             warn!("slots of an earlier run are still being cleaned");
         }
         Ok(())

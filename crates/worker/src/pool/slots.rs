@@ -378,7 +378,19 @@ impl Keeper {
         if let Some(place) = self.places.iter_mut().find(|place| place.slot == *slot) {
             place.state = new;
         }
-        self.places.retain(|place| !(place.retired && place.state == State::Free));
+        self.let_go();
+    }
+
+    /// Forgets the retired slots that are clean.
+    fn let_go(&mut self) {
+        let board = &self.board;
+        self.places.retain(|place| {
+            let goes = place.retired && place.state == State::Free;
+            if goes {
+                board.forget(place.slot.number());
+            }
+            !goes
+        });
     }
 
     /// Has only these slots be there.
@@ -386,10 +398,11 @@ impl Keeper {
         for place in &mut self.places {
             place.retired = !slots.contains(&place.slot);
         }
-        self.places.retain(|place| !(place.retired && place.state == State::Free));
+        self.let_go();
         for slot in slots {
             if self.places.iter().all(|place| place.slot != slot) {
-                self.reclaim(Used::alone(slot.clone()), Duration::ZERO);
+                self.board.vacate(slot.number(), SlotState::Cleaning);
+                self.reclaim(Used { earlier: true, ..Used::alone(slot.clone()) }, Duration::ZERO);
                 self.places.push(Place { slot, state: State::Reclaiming { memory_mib: 0 }, retired: false });
             }
         }

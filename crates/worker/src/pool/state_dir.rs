@@ -13,7 +13,6 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::{Context, bail};
-use tracing::warn;
 
 /// The largest record that is read, in bytes.
 const MAX_RECORD: u64 = 1024;
@@ -95,17 +94,6 @@ pub(super) fn claim(state_dir: &Path) -> anyhow::Result<Claim> {
 }
 
 impl Claim {
-    /// Says whether the last run ended in order.
-    pub(super) fn say_what_was_left(&self) {
-        match self.crashed {
-            Some(Crashed { pid, in_earlier_boot: true }) => {
-                warn!(pid, "the host went down under the last run; what it left is cleaned up");
-            }
-            Some(Crashed { pid, .. }) => warn!(pid, "the last run did not end in order; what it left is cleaned up"),
-            None => {}
-        }
-    }
-
     /// Notes that the slots are used from now on. If it can't be written, the next start says something wrong, and that is all.
     pub(super) fn begin(&self) {
         let _ = self.write(Some((self.own.pid, &self.own.boot_id)));

@@ -169,6 +169,7 @@ async fn a_machine_waits_until_others_give_its_memory_back() {
 #[tokio::test]
 async fn a_small_machine_does_not_overtake_a_large_one() {
     let Scene { directory: _directory, slots, .. } = scene(4, 3).await;
+    slots.settled().await;
     let lease = slots.lease(need(1)).await;
     let mut large = slots.queue(need(3)).await;
     let mut small = slots.queue(need(1)).await;
@@ -342,6 +343,7 @@ async fn what_a_retired_slot_gives_back_is_its_memory_alone() {
 #[tokio::test]
 async fn those_who_wait_are_looked_at_again_when_machines_may_take_more() {
     let scene = scene(2, 1).await;
+    scene.slots.settled().await;
     let _lease = scene.slots.lease(need(1)).await;
     let mut turn = scene.slots.queue(need(1)).await;
     told(&mut turn).await;
