@@ -1,15 +1,17 @@
 //! `kvm-worker image list` and `image gc`, of a running worker or of the files that one has left.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use protocol::command::Name;
 
 use crate::cli::{ImageGc, ImageList};
 use crate::config::{Config, Image};
 use crate::control::{Answer, Garbage, GarbageLine, ImageLine, ImageTable, Request};
+use crate::exit;
 use crate::pool::{self, Collected, Kind, Piece, Wish};
 
 /// A way to ask the worker that runs.
@@ -19,14 +21,14 @@ type Ask<'a> = &'a dyn Fn(&Request) -> anyhow::Result<Answer>;
 pub(crate) fn list(config: &Config, list: &ImageList, ask: Ask<'_>) -> ExitCode {
     let running = match is_running(config) {
         Ok(running) => running,
-        Err(error) => return failed(&error),
+        Err(error) => return exit::failed(&error),
     };
     let lines = match running {
         false => config.images.iter().map(|(name, image)| line(&config.pool.state_dir, name, image)).collect(),
         true => match ask(&Request::Images) {
             Ok(Answer::Images(lines)) => lines,
-            Ok(answer) => return failed(&anyhow::anyhow!("the worker answers something else: {answer}")),
-            Err(error) => return failed(&error),
+            Ok(answer) => return exit::failed(&anyhow::anyhow!("the worker answers something else: {answer}")),
+            Err(error) => return exit::failed(&error),
         },
     };
     match list.json {
@@ -36,7 +38,7 @@ pub(crate) fn list(config: &Config, list: &ImageList, ask: Ask<'_>) -> ExitCode 
     if !running && !list.json {
         eprintln!("no worker runs: this is what the files say");
     }
-    ExitCode::SUCCESS
+    exit::code(exit::DONE)
 }
 
 /// Removes what nothing uses.
@@ -56,9 +58,9 @@ pub(crate) fn gc(config: &Config, gc: &ImageGc, ask: Ask<'_>) -> ExitCode {
     match collected {
         Ok(garbage) => {
             print(&garbage.to_string());
-            if garbage.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            exit::code(if garbage.failed.is_empty() { exit::DONE } else { exit::FAILED })
         }
-        Err(error) => failed(&error),
+        Err(error) => exit::failed(&error),
     }
 }
 
@@ -95,24 +97,17 @@ pub(crate) fn line(state_dir: &Path, name: &Name, image: &Image) -> ImageLine {
     }
 }
 
-/// Whether a worker runs with the state directory.
+/// Whether a worker runs with the state directory. Who may not look there may still be allowed to ask, and hears then.
 fn is_running(config: &Config) -> anyhow::Result<bool> {
     let state_dir = &config.pool.state_dir;
-    let running = pool::neighbour(state_dir);
-    running.map(|pid| pid.is_some()).map_err(|error| {
-        anyhow::anyhow!(
-            "see whether a worker runs with {}: {error}; run this as the worker's user",
-            state_dir.display()
-        )
-    })
+    match pool::neighbour(state_dir) {
+        Ok(pid) => Ok(pid.is_some()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("see whether a worker runs with {}", state_dir.display())),
+    }
 }
 
 fn print(text: &str) {
     // Who reads may have seen enough.
     let _ = std::io::stdout().write_all(text.as_bytes());
-}
-
-fn failed(error: &anyhow::Error) -> ExitCode {
-    eprintln!("kvm-worker: {error:#}");
-    ExitCode::FAILURE
 }

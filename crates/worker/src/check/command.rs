@@ -6,11 +6,8 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use super::{Master, Report, everything, images, unusable};
-use crate::cli;
 use crate::config::{Config, Overrides, Problems};
-
-/// The exit status for a configuration that can't be used.
-const BAD_CONFIGURATION: u8 = 2;
+use crate::{cli, exit};
 
 /// How long what still runs on other threads, such as a look at a file system that hangs, keeps the process.
 const LAST: Duration = Duration::from_secs(1);
@@ -21,13 +18,13 @@ pub(crate) fn check(check: &cli::Check) -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             show(&unusable(&problems), check.json);
-            return ExitCode::from(BAD_CONFIGURATION);
+            return exit::code(exit::UNUSABLE);
         }
     };
     let master = if check.offline { Master::LeaveAlone } else { Master::Ask };
     match block_on(everything(check.worker.config.as_deref(), &config, master)) {
         Ok(report) => told(&report, check.json),
-        Err(error) => failed(&error.to_string()),
+        Err(error) => exit::failed(&error.into()),
     }
 }
 
@@ -37,7 +34,7 @@ pub(crate) fn check_images(check: &cli::ImageCheck) -> ExitCode {
         Ok(config) => config,
         Err(problems) => {
             eprintln!("kvm-worker: {problems}");
-            return ExitCode::from(BAD_CONFIGURATION);
+            return exit::code(exit::UNUSABLE);
         }
     };
     let image = check.image.as_ref().map(|image| &image.0);
@@ -51,8 +48,8 @@ pub(crate) fn check_images(check: &cli::ImageCheck) -> ExitCode {
             }
             status
         }
-        Ok(Err(why)) => failed(&why),
-        Err(error) => failed(&error.to_string()),
+        Ok(Err(why)) => exit::failed(&anyhow::anyhow!(why)),
+        Err(error) => exit::failed(&error.into()),
     }
 }
 
@@ -69,7 +66,7 @@ fn block_on<T>(look: impl Future<Output = T>) -> std::io::Result<T> {
 
 fn told(report: &Report, json: bool) -> ExitCode {
     show(report, json);
-    if report.has_failed() { ExitCode::FAILURE } else { ExitCode::SUCCESS }
+    exit::code(if report.has_failed() { exit::FAILED } else { exit::DONE })
 }
 
 fn show(report: &Report, json: bool) {
@@ -80,9 +77,4 @@ fn show(report: &Report, json: bool) {
         true => writeln!(stdout, "{:#}", report.json()),
         false => write!(stdout, "{report}"),
     };
-}
-
-fn failed(why: &str) -> ExitCode {
-    eprintln!("kvm-worker: {why}");
-    ExitCode::FAILURE
 }
