@@ -25,7 +25,7 @@ use serde_json::json;
 const POWER_FAILURES: &str = "KVM_WORKER_TEST_POWER_FAILURES";
 
 /// How many there are if it says nothing.
-const FEW: usize = 3;
+const FEW: usize = 2;
 
 /// A process that has nothing to do with machines. Ends with the value.
 struct Sleeper(Child);
