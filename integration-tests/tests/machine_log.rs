@@ -77,7 +77,9 @@ fn nothing_that_is_printed_and_no_secret_is_in_the_log(protocol: Protocol) -> Re
     // What is done for a command, in the library for ssh for one, is known to be for it.
     let session = entries.saying("ssh session established")?;
     let command = span(session, "command")?;
-    assert_eq!((&command["command"], &command["builder"]), (&"vm_start".into(), &"build".into()));
+    for (field, expected) in [("command", "vm_start"), ("builder", "build"), ("step", "start-vm")] {
+        assert_eq!(command[field], expected, "{command}");
+    }
     ensure!(command["command_id"].is_string(), "there is no command_id in {session}");
     assert_eq!(span(session, "vm")?["slot"], 0);
     rig.host.nothing_left()

@@ -405,7 +405,8 @@ impl Daemon {
             builder_dir: self.builders.directory(builder.as_deref(), &self.config.worker.basedir),
             interrupt,
         };
-        let span = error_span!("command", %command_id, command = start.name, builder, vm = Empty, slot = Empty);
+        let name = &start.name;
+        let span = error_span!("command", %command_id, command = name, builder, step = Empty, vm = Empty, slot = Empty);
         let id = command_id.clone();
         let what = RunningCommand {
             builder: builder.clone(),
@@ -418,6 +419,7 @@ impl Daemon {
         let reporter = || Reporter::new(start.command_id.clone(), link, &self.settings);
         match Invocation::parse(&start) {
             Ok(invocation) => {
+                span.record("step", invocation.step.as_deref());
                 running.what.step = invocation.step.clone();
                 running.what.vm = self.machine_of(&invocation, start.builder.as_deref());
                 let work = self.place(context, invocation, start.builder.clone(), reporter());
