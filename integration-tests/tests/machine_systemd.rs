@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, ensure};
 use integration_tests::{Master, Protocol, SOON, SystemdHost, contains_all, retried};
+use serde_json::Value;
 
 const UNIT: &str = "kvm-worker@ci.service";
 
@@ -74,6 +75,7 @@ fn systemd_starts_drains_and_restarts_the_worker() -> Result<()> {
     starts_without_its_master(&host, &mut master)?;
     let site = Site { host, master };
     builds_run_as_its_user(&site)?;
+    its_log_is_the_journals(&site)?;
     stops_and_starts(&site)?;
     site.survives(&format!("systemctl kill --kill-who=main --signal KILL {UNIT}"))?;
     site.survives(&format!("systemctl kill --kill-who=main --signal STOP {UNIT}"))?;
@@ -103,6 +105,21 @@ fn builds_run_as_its_user(site: &Site) -> Result<()> {
         ensure!(!story.contains(secret), "the build has {secret}: {story}");
     }
     ensure!(!site.host.journal(UNIT)?.contains(Master::PASSWORD), "the journal has the password");
+    Ok(())
+}
+
+/// Lines of the log are entries of the journal, with fields to search by: those of the line, and those of the span it is in.
+fn its_log_is_the_journals(site: &Site) -> Result<()> {
+    let found =
+        site.host.run(&format!("journalctl --no-pager --output json --unit {UNIT} WORKER=worker PROTOCOL=pb"))?;
+    let first = found.lines().next().context("no entry has these fields")?;
+    let entry: Value = serde_json::from_str(first).with_context(|| format!("read {first:?}"))?;
+    let expected =
+        [("MESSAGE", "connected"), ("PRIORITY", "6"), ("SYSLOG_IDENTIFIER", "kvm-worker"), ("_TRANSPORT", "journal")];
+    for (field, expected) in expected {
+        assert_eq!(entry[field], expected, "{field} in {first}");
+    }
+    ensure!(entry["PEER"].as_str().is_some_and(|peer| peer.starts_with("10.0.2.2:")), "PEER in {first}");
     Ok(())
 }
 
