@@ -105,8 +105,9 @@ class ForeignWorker(AsyncService):
             "LANG": "C.UTF-8",
             # A test has 60 seconds, of which few shall go into waiting for another attempt to connect.
             "KVM_WORKER__CONNECTION__RETRY_MAX": "2",
-            # The default is beside the basedir, and trial's paths are too long for the sockets in there.
-            "KVM_WORKER__POOL__STATE_DIR": str(self.state_dir),
+            # The default is beside the basedir, and trial's paths are too long for the sockets in there. Without
+            # machines, which are the same for all, a test may have several workers.
+            "KVM_WORKER__POOL__STATE_DIR": str(self.state_dir / ("" if self.configuration else self.worker_name)),
             "KVM_WORKER__POOL__ACCEL": "tcg",
         }
         self.output = Output(self.log)

@@ -273,6 +273,12 @@ impl Master {
         new["buildid"].as_u64().context("a new build has no id")
     }
 
+    /// Whether a build of a request has begun by now.
+    pub fn has_begun(&self, request: Request) -> Result<bool> {
+        let builds: Vec<Value> = self.rest.get(&format!("builds?buildrequestid={}", request.0), "builds")?;
+        Ok(!builds.is_empty())
+    }
+
     /// Waits until a build has ended, whether or not it will be tried again.
     pub fn ended(&self, build: u64, within: Duration) -> Result<Build> {
         self.await_event("builds", Some(build), "finished", within, |_| true)?;

@@ -63,6 +63,33 @@ fn image_whose_disk_is_missing_is_told_at_the_start() -> Result<()> {
 }
 
 #[test]
+fn worker_without_images_runs_without_its_state_directory_and_one_with_images_does_not() -> Result<()> {
+    let mut host = KvmHost::at(NOWHERE)?;
+    fs::write(host.path("file"), "")?;
+    host.set("pool.state_dir", host.path("file/state").display().to_string());
+    let mut worker = host.start()?;
+    worker.transcript().find("the commands for a running worker can't reach this one", SOON)?;
+    worker.transcript().find("not connected", SOON)?;
+    ensure!(worker.stop()?.success(), "the worker did not end well");
+    host.image("plain", Guest::plain()?);
+    let (status, said) = host.start_in_vain()?;
+    ensure!(status.code() == Some(1), "the worker ended with {status}");
+    contains_all(&said, &["file/state"])
+}
+
+#[test]
+fn second_worker_on_a_state_directory_is_refused_without_images_too() -> Result<()> {
+    let host = KvmHost::at(NOWHERE)?;
+    let mut worker = host.start()?;
+    worker.transcript().find("not connected", SOON)?;
+    let (status, said) = host.start_in_vain()?;
+    ensure!(status.code() == Some(1), "the second worker ended with {status}");
+    contains_all(&said, &[&format!("another kvm-worker (process {}) uses", worker.id())])?;
+    ensure!(worker.stop()?.success(), "the worker did not end well");
+    host.nothing_left()
+}
+
+#[test]
 fn flags_are_enough_to_run() -> Result<()> {
     let master = Master::building(r#"steps.ShellCommand(command="echo hello"),"#)?;
     let host = KvmHost::of(&master)?;

@@ -1,5 +1,7 @@
 //! Machines that are ready before a build asks for one.
 
+use std::fs;
+
 use anyhow::{Result, ensure};
 use integration_tests::{Build, Guest, KvmHost, Master, Rig, SOON, WITH_GUESTS, contains_all};
 use rustix::process::Signal;
@@ -167,11 +169,36 @@ fn it_goes_with_the_template_that_it_was_made_of() -> Result<()> {
 
 #[test]
 fn a_worker_that_drains_keeps_none() -> Result<()> {
-    let rig = Rig::with(UNUSED, |host| one_warm(host, 1))?;
+    let waits = r#"steps.ShellCommand(command="echo begun; until test -e ../go-on; do sleep 0.1; done"),"#;
+    let mut rig = Rig::with(waits, |host| {
+        host.set("worker.drain_quiet", 1);
+        one_warm(host, 1)
+    })?;
     ready_since(&rig, 0)?;
+    let request = rig.master.force("build")?;
+    rig.master.printed(request, "begun", SOON)?;
     rig.worker.signal(Signal::USR1)?;
     rig.worker.transcript().find("warm machine ended: no more builds are taken", SOON)?;
     rig.host.machines_become(0)?;
+    fs::write(rig.host.basedir().join("build/go-on"), "")?;
+    rig.master.complete(request, SOON)?.succeeded()?;
+    let status = rig.worker.wait(SOON)?;
+    ensure!(status.code() == Some(0), "the worker ended with {status}");
+    rig.host.nothing_left()
+}
+
+#[test]
+fn a_worker_that_is_paused_keeps_them_for_builds_that_wait() -> Result<()> {
+    let rig = Rig::with(UNUSED, |host| one_warm(host, 2))?;
+    ready_since(&rig, 0)?;
+    let ready = rig.host.machine()?;
+    rig.worker.signal(Signal::USR2)?;
+    rig.worker.transcript().find("paused: SIGUSR2", SOON)?;
+    let request = rig.master.force("build")?;
+    rig.master.printed(request, "waiting: the worker is paused", SOON)?;
+    ensure!(rig.host.machine()? == ready, "{ready:?} is gone, or is not alone");
+    rig.worker.signal(Signal::USR2)?;
+    unused(&rig.master.complete(request, WITH_GUESTS)?, "warm")?;
     rig.finish()
 }
 

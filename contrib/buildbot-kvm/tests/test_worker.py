@@ -48,12 +48,30 @@ def using_a_machine(number: int) -> Build:
 class Worker(fakeprotocol.FakeConnection):
     """A kvm-worker, as far as it is asked."""
 
+    #: Whether it tells when its state changes.
+    follows = False
+
     def __init__(self, worker: Any, info: dict[str, Any]) -> None:
         super().__init__(worker)
         self.info = {"worker_commands": {}, "version": "4.3.0", "basedir": "/w", "system": "posix", **info}
         self.told: dict[str, Any] = {}
         #: Answers that are still to be given, instead of the information, which is given at once.
         self.answers: list[defer.Deferred[Any]] = []
+        #: What it says when its state is another one; None if it does not know how to.
+        self.change: defer.Deferred[Any] | None = None
+
+    def remotePrint(self, message: str) -> defer.Deferred[Any]:
+        printed: defer.Deferred[Any] = super().remotePrint(message)
+        if self.follows and message == f"kvm-worker wait-while {self.told.get('vm_state', 'running')}":
+            self.change = printed = defer.Deferred()
+        return printed
+
+    def becomes(self, state: str) -> None:
+        """Change the state and say so."""
+        self.told["vm_state"] = state
+        change, self.change = self.change, None
+        assert change is not None, "nobody wants to know"
+        change.callback(state)
 
     def remoteGetWorkerInfo(self) -> defer.Deferred[Any]:
         self.remoteCalls.append(("remoteGetWorkerInfo",))
@@ -289,8 +307,18 @@ class Asking(WorkerCase):
     def test_paused_worker_is_waited_for(self) -> defer.Deferred[Any]:
         return self.check_waits_while("paused")
 
-    def test_draining_worker_is_waited_for(self) -> defer.Deferred[Any]:
-        return self.check_waits_while("draining")
+    @defer.inlineCallbacks
+    def test_draining_worker_that_is_asked_is_shut_down_after_its_builds(self) -> Any:
+        yield self.connect()
+        (build,) = self.check_starts(2)[:1]
+        self.kvm.told = {"vm_state": "draining"}
+        self.finish(build)
+        self.reactor.advance(0)
+        self.check_starts(0)
+        self.assertNotIn(("remoteShutdown",), self.kvm.remoteCalls)
+        (other,) = (b for wfb in self.worker.workerforbuilders.values() for b in wfb.builder.building)
+        self.finish(other)
+        self.assertEqual(self.kvm.remoteCalls.count(("remoteShutdown",)), 1)
 
     @defer.inlineCallbacks
     def test_nobody_asks_while_no_build_waits(self) -> Any:
@@ -355,6 +383,118 @@ class Asking(WorkerCase):
 
     def test_answer_that_is_none_is_survived(self) -> defer.Deferred[Any]:
         return self.check_answer_is_survived(defer.succeed(None))
+
+
+class Following(WorkerCase):
+    @defer.inlineCallbacks
+    def connect(self, slots: int | None = 2, free: int | None = None, **arguments: Any) -> Any:
+        self.patch(Worker, "follows", True)
+        yield super().connect(slots, free, **arguments)
+
+    @defer.inlineCallbacks
+    def test_paused_worker_gets_no_builds_at_once_and_goes_on_at_once(self) -> Any:
+        yield self.connect()
+        self.kvm.becomes("paused")
+        self.check_starts(0)
+        self.assertEqual(self.woken.call_count, 0)
+        self.kvm.becomes("running")
+        self.reactor.advance(0)
+        self.assertEqual((self.questions(), self.woken.call_count), (1, 1))
+        self.check_starts(2)
+        self.kvm.becomes("paused")
+        self.check_starts(0)
+
+    @defer.inlineCallbacks
+    def test_resumed_worker_is_asked_anew_if_it_was_asked_before(self) -> Any:
+        yield self.connect()
+        self.kvm.becomes("paused")
+        self.check_starts(0)
+        early: defer.Deferred[Any] = defer.Deferred()
+        self.kvm.answers = [early]
+        self.reactor.advance(1)
+        self.kvm.becomes("running")
+        self.reactor.advance(0)
+        early.callback({**self.kvm.info, "vm_state": "paused"})
+        self.assertEqual((self.questions(), self.woken.call_count), (2, 1))
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_draining_worker_without_builds_is_shut_down_at_once(self) -> Any:
+        yield self.connect()
+        self.kvm.becomes("draining")
+        self.assertEqual(self.kvm.remoteCalls, [("remoteShutdown",)])
+        self.check_starts(0)
+        self.assertIsNone(self.kvm.change)
+
+    @defer.inlineCallbacks
+    def test_draining_worker_is_shut_down_after_its_builds(self) -> Any:
+        yield self.connect()
+        first, second = self.check_starts(2)
+        self.kvm.becomes("draining")
+        self.finish(first)
+        self.reactor.advance(0)
+        self.check_starts(0)
+        self.assertNotIn(("remoteShutdown",), self.kvm.remoteCalls)
+        self.finish(second)
+        self.assertEqual(self.kvm.remoteCalls.count(("remoteShutdown",)), 1)
+
+    @defer.inlineCallbacks
+    def test_worker_that_has_asked_to_be_shut_down_is_so_once(self) -> Any:
+        yield self.connect()
+        self.worker.shutdownRequested()
+        self.kvm.becomes("draining")
+        self.assertEqual(self.kvm.remoteCalls, [("remoteShutdown",)])
+
+    @defer.inlineCallbacks
+    def test_worker_that_drains_while_its_builders_are_attached_is_shut_down_after_that(self) -> Any:
+        yield self.connect()
+        self.kvm.loseConnection()
+        attaching: defer.Deferred[Any] = defer.Deferred()
+        self.kvm = Worker(self.worker, {"vm_slots": 2, "vm_free": 2, "vm_state": "running"})
+        self.kvm.remoteSetBuilderList = lambda **_: attaching
+        self.patch(self.worker.botmaster, "getBuildersForWorker", lambda _: [mock.Mock()])
+        attached = self.worker.attached(self.kvm)
+        build = self.start(using_a_machine(1))
+        self.kvm.becomes("draining")
+        self.assertNotIn(("remoteShutdown",), self.kvm.remoteCalls)
+        # That is when it is noticed, as nobody says anything of a builder's having been attached.
+        build.workerforbuilder.state = States.AVAILABLE
+        attaching.callback([])
+        yield attached
+        self.assertEqual(self.kvm.remoteCalls.count(("remoteShutdown",)), 1)
+
+    @defer.inlineCallbacks
+    def test_state_is_understood_as_bytes(self) -> Any:
+        yield self.connect()
+        assert self.kvm.change is not None
+        self.kvm.change.callback(b"draining")
+        self.assertEqual(self.kvm.remoteCalls, [("remoteShutdown",)])
+
+    @defer.inlineCallbacks
+    def test_worker_without_machines_is_followed_and_has_no_limit(self) -> Any:
+        yield self.connect(slots=0)
+        self.kvm.becomes("paused")
+        self.check_starts(0)
+        self.kvm.becomes("running")
+        self.reactor.advance(0)
+        builds = [self.start(using_a_machine(number)) for number in range(7) if self.worker.canStartBuild()]
+        self.assertEqual(len(builds), 7)
+        self.kvm.becomes("draining")
+        for build in builds:
+            self.assertNotIn(("remoteShutdown",), self.kvm.remoteCalls)
+            self.finish(build)
+        self.assertIn(("remoteShutdown",), self.kvm.remoteCalls)
+
+    @defer.inlineCallbacks
+    def test_line_that_is_lost_is_not_followed(self) -> Any:
+        yield self.connect()
+        change = self.kvm.change
+        assert change is not None
+        self.kvm.loseConnection()
+        self.kvm.remoteCalls.clear()
+        change.errback(error.ConnectionLost())
+        self.reactor.advance(100)
+        self.assertEqual(self.kvm.remoteCalls, [])
 
 
 class Ending(WorkerCase):

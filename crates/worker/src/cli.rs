@@ -23,8 +23,9 @@ pub(crate) enum Verb {
     /// Connect to the master and serve its builds until told to stop.
     ///
     /// SIGTERM or SIGINT stops the worker: running builds are given back to the master, which retries them, and every
-    /// machine is stopped. A second one stops at once. SIGUSR1 asks the master (over PB) for no more builds and to be shut
-    /// down after the last one. SIGHUP reads the configuration again.
+    /// machine is stopped. A second one stops at once. SIGUSR1 drains: no more builds are taken, and the worker ends after
+    /// those that it has. SIGUSR2 pauses and resumes: while it is paused no build gets a machine. SIGHUP reads the
+    /// configuration again.
     Run(Run),
     /// Take over from a buildbot-worker: write the configuration that its directory's buildbot.tac describes.
     ///
@@ -110,6 +111,33 @@ pub(crate) enum Verb {
     /// do not notice. Exit status: 0 if it was taken up, but for what needs a restart; 1 if the worker refused it, or none
     /// runs; 2 if the configuration or the command line can't be used.
     Reload {
+        #[command(flatten)]
+        worker: Worker,
+    },
+    /// Have a running worker take no more builds and end after those that it has, as SIGUSR1 does.
+    ///
+    /// Builds that are to come wait at the master, for this worker or another one. Exit status: 0 if it drains, with --wait
+    /// when it has ended; 1 if no worker runs; 2 if the configuration or the command line can't be used.
+    Drain {
+        #[command(flatten)]
+        worker: Worker,
+        /// Wait until the worker has ended, however long its builds take.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Have a running worker give builds no machines until it is resumed.
+    ///
+    /// Builds that have their machines go on; those that want one wait, for pool.acquire_timeout at most. With KVMWorker in
+    /// the master's configuration no build is begun meanwhile. Exit status: 0 if it is paused; 1 if no worker runs, or it
+    /// drains; 2 if the configuration or the command line can't be used.
+    Pause {
+        #[command(flatten)]
+        worker: Worker,
+    },
+    /// Have it give them machines again.
+    ///
+    /// Exit status: as for pause.
+    Resume {
         #[command(flatten)]
         worker: Worker,
     },

@@ -55,7 +55,7 @@ pub(crate) struct PoolState {
     pub warm: u16,
     /// How many machines are held for people.
     pub held: usize,
-    /// What the worker does: `running` or `draining`.
+    /// What the worker does: `running`, `paused` or `draining`.
     pub state: &'static str,
 }
 

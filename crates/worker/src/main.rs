@@ -57,6 +57,9 @@ fn main() -> ExitCode {
         Verb::Image { verb: ImageVerb::Generations { worker, image } } => {
             ask::ask(&worker, &Request::Generations { image })
         }
+        Verb::Drain { worker, wait } => ask::drain(&worker, wait),
+        Verb::Pause { worker } => ask::ask(&worker, &Request::Pause),
+        Verb::Resume { worker } => ask::ask(&worker, &Request::Resume),
         Verb::Image { verb: ImageVerb::Rollback { worker, image, generation } } => {
             ask::ask(&worker, &Request::Rollback { image, generation })
         }
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
 }
 
 fn serve(run: &Run) -> ExitCode {
+    daemon::keep_signals_back();
     let origin = Origin { file: run.config.clone(), overrides: run.overrides() };
     let config = match load(origin.file.as_deref(), &origin.overrides) {
         Ok(config) => config,

@@ -13,15 +13,16 @@ from buildbot_kvm.stop import StopVM
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: The ``vm_state`` of a worker that takes builds.
+#: The ``vm_state`` of a worker that takes builds, and of one that ends after those that it has.
 RUNNING = "running"
+DRAINING = "draining"
 
 
 @dataclass(frozen=True)
 class Pool:
     """The machines of a worker at one moment, and what was going to be done with them."""
 
-    #: Machines it may have at a time, and those of them that nobody has.
+    #: Machines it may have at a time, and those of them that nobody has. Without any its builds use none.
     slots: int
     free: int
     #: ``running``, ``draining`` or ``paused``.
@@ -37,13 +38,13 @@ class Pool:
         promised = sum(
             self.expected[build] if build in self.expected else per_build * uses_machines(build) for build in builds
         )
-        return self.state == RUNNING and self.free - promised >= per_build
+        return self.state == RUNNING and (self.slots == 0 or self.free - promised >= per_build)
 
 
 def told(info: Mapping[str, Any], expected: Mapping[Any, int]) -> Pool | None:
-    """Read the worker's information; None if the worker has no machines, as Buildbot's own."""
+    """Read the worker's information; None if the worker is not a kvm-worker but Buildbot's own."""
     slots, free = info.get("vm_slots"), info.get("vm_free")
-    if not isinstance(slots, int) or not isinstance(free, int) or slots < 1:
+    if not isinstance(slots, int) or not isinstance(free, int):
         return None
     return Pool(slots=slots, free=free, state=str(info.get("vm_state", RUNNING)), expected=expected)
 

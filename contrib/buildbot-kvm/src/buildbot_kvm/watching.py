@@ -1,13 +1,15 @@
-"""What is known of a worker's machines while it is connected."""
+"""What is known of a worker and its machines while it is connected."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from buildbot.pbutil import decode
 from twisted.internet import defer
 from twisted.python import log
 
-from buildbot_kvm.pool import expected, told
+from buildbot_kvm.pool import DRAINING, RUNNING, expected, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,7 +29,10 @@ FIRST_PAUSE = 1.0
 class PoolWatch:
     """Asks one connected worker about its machines when somebody wants to know, and never else.
 
-    ``running`` gives the builds that run on the worker; ``changed`` is called after an answer that a build waits for.
+    That it is paused, goes on or drains it tells by itself: it is asked to say so, and answers when it is true.
+
+    ``running`` gives the builds that run on the worker; ``changed`` is called after an answer that a build waits for;
+    ``draining`` when the worker is to be shut down after its builds.
     """
 
     #: How many machines a build uses at a time.
@@ -42,6 +47,7 @@ class PoolWatch:
         *,
         running: Callable[[], list[Any]],
         changed: Callable[[], Any],
+        draining: Callable[[], Any],
     ) -> None:
         self.per_build = worker.machines_per_build
         self.interval = worker.poll_interval
@@ -50,6 +56,7 @@ class PoolWatch:
         self._conn = conn
         self._running = running
         self._changed = changed
+        self._draining = draining
         self._pool = told(conn.info, {})
         self._good_until = self._reactor.seconds() + GOOD_FOR_A_DECISION
         self._pause = FIRST_PAUSE
@@ -57,6 +64,7 @@ class PoolWatch:
         self._answer: defer.Deferred[Any] | None = None
         self._ask_again = False
         self._wanted = False
+        self._follow()
 
     def room(self, max_builds: int | None) -> bool:
         """Tell whether one build more may start; if not, see to it that ``changed`` is called when that may be over.
@@ -66,7 +74,8 @@ class PoolWatch:
         if self._pool is None:
             return True
         builds = self._running()
-        if len(builds) >= (max_builds or max(1, self._pool.slots // self.per_build)):
+        most = max_builds or (max(1, self._pool.slots // self.per_build) if self._pool.slots else None)
+        if most is not None and len(builds) >= most:
             # The end of one of them is the next occasion.
             return False
         fresh = self._reactor.seconds() <= self._good_until
@@ -85,12 +94,7 @@ class PoolWatch:
             message = f"kvm-worker release {build.buildid} {build.builder.name}"
             release = defer.maybeDeferred(self._conn.remotePrint, message)
             release.addErrback(self._log, "was not told that a build is over")
-        self._pause = FIRST_PAUSE
-        if self._answer is None:
-            self._ask_after(0)
-        else:
-            # It may have been given before the end.
-            self._ask_again = True
+        self._ask_anew()
 
     def stop(self) -> None:
         """Ask no more, as the worker is gone."""
@@ -98,6 +102,35 @@ class PoolWatch:
         self._cancel_timer()
         if self._answer is not None:
             self._answer.cancel()
+
+    def _follow(self) -> None:
+        """Have the worker say when its state is another one than is known."""
+        if self._pool is None or self._pool.state == DRAINING:
+            return
+        # One that does not know of this, as any worker, answers at once, and with nothing.
+        change = defer.maybeDeferred(self._conn.remotePrint, f"kvm-worker wait-while {self._pool.state}")
+        change.addCallbacks(self._follow_to, lambda _: None)
+
+    def _follow_to(self, answer: Any) -> None:
+        state = decode(answer)
+        if self._pool is None or not isinstance(state, str):
+            return
+        self._pool = replace(self._pool, state=state)
+        if state == DRAINING:
+            self._draining()
+        elif state == RUNNING:
+            # Builds wait for this, whether or not they have asked.
+            self._wanted = True
+            self._ask_anew()
+        self._follow()
+
+    def _ask_anew(self) -> None:
+        self._pause = FIRST_PAUSE
+        if self._answer is None:
+            self._ask_after(0)
+        else:
+            # It may have been given before what makes it old.
+            self._ask_again = True
 
     def _ask_after(self, seconds: float) -> None:
         self._cancel_timer()
@@ -127,6 +160,8 @@ class PoolWatch:
         self._pause = min(2 * self._pause, self.interval) if same else FIRST_PAUSE
         self._good_until = self._reactor.seconds() + (GOOD_FOR_A_DECISION if self._wanted else self.interval)
         self._pool = pool
+        if pool.state == DRAINING:
+            self._draining()
         return True
 
     def _give_up(self, why: Failure) -> bool:
@@ -140,7 +175,11 @@ class PoolWatch:
             return
         if self._ask_again:
             self._ask_again = False
-            self._ask()
+            # The master's side of a line that is lost takes no more questions until it has noticed.
+            if known:
+                self._ask()
+            else:
+                self._ask_after(0)
         elif self._wanted and not known:
             self._ask_after(self.interval)
         elif self._wanted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from buildbot.worker.base import Worker
+from twisted.internet import defer
 
 from buildbot_kvm.step import check_number
 from buildbot_kvm.watching import PoolWatch
@@ -14,8 +15,9 @@ class KVMWorker(Worker):
     """A kvm-worker, as a Worker that knows about its machines.
 
     It starts a build only while the worker has a free slot for it, counting builds that have not got their machine
-    yet. It starts none while the worker is paused or draining. When a build is over, however it ended, it tells the
-    worker so, which then releases the machines that the build left.
+    yet. It starts none while the worker is paused. One that drains it shuts down gracefully: no build more, and the
+    end after those that run. When a build is over, however it ended, it tells the worker so, which then releases the
+    machines that the build left.
 
     ``machines_per_build``
         how many machines a build uses at a time (default 1). Builds that use none, which their factory's steps tell,
@@ -63,11 +65,16 @@ class KVMWorker(Worker):
             self._watch.interval = poll_interval
         return super().reconfigService(name, password, *args, **kwargs)
 
+    @defer.inlineCallbacks
     def attached(self, conn: Any) -> Any:
         """Begin to watch the machines of a worker that has connected."""
         if self.conn is None:
-            self._watch = PoolWatch(self, conn, running=self._running_builds, changed=self._machines_changed)
-        return super().attached(conn)
+            self._watch = PoolWatch(
+                self, conn, running=self._running_builds, changed=self._machines_changed, draining=self._shut_down
+            )
+        yield super().attached(conn)
+        # A builder that is being attached counts as busy. Buildbot (4.3.0) does not look again when it is not.
+        self.maybeShutdown()
 
     def detached(self) -> Any:
         """Stop that, as the worker is gone."""
@@ -93,6 +100,11 @@ class KVMWorker(Worker):
     def _machines_changed(self) -> None:
         if self.botmaster is not None:
             self.botmaster.maybeStartBuildsForWorker(self.name)
+
+    def _shut_down(self) -> None:
+        # Over PB the worker has asked for it, too.
+        if not self._graceful:
+            self.shutdownRequested()
 
 
 def _builds(wfb: Any) -> list[Any]:

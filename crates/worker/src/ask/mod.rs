@@ -44,6 +44,24 @@ pub(crate) fn ask(worker: &Worker, request: &Request) -> ExitCode {
     }
 }
 
+/// Has a running worker take no more builds, and may wait until it has ended.
+pub(crate) fn drain(worker: &Worker, wait: bool) -> ExitCode {
+    if !wait {
+        return ask(worker, &Request::Drain);
+    }
+    let config = match load(worker) {
+        Ok(config) => config,
+        Err(status) => return status,
+    };
+    // Nobody may be there to read it, and it is waited all the same.
+    let say = |answer: Answer| drop(print(answer.to_string().as_bytes()));
+    let patience = patience(&config, &Request::Drain);
+    match control::ask_and_outlive(&config.control.socket, &Request::Drain, patience, say) {
+        Ok(()) => exit::code(exit::DONE),
+        Err(error) => exit::failed(&error),
+    }
+}
+
 /// Shows how a running worker is.
 pub(crate) fn status(worker: &Worker, look: Look) -> ExitCode {
     let config = match load(worker) {

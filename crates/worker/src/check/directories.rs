@@ -35,7 +35,7 @@ pub(super) fn look(config: &Config, running: &io::Result<Option<u32>>) -> Vec<Fi
     let user = Uid::effective().as_raw();
     let (basedir, state_dir) = (&config.worker.basedir, &config.pool.state_dir);
     let mut findings = vec![judge("basedir", basedir, &see(basedir), user, false)];
-    // Where there are no images nothing is kept in the other one.
+    // Without images there is only a socket in the other one, and a worker can do without.
     if config.images.is_empty() && matches!(running, Ok(None)) {
         return findings;
     }

@@ -75,6 +75,11 @@ impl MasterAddress {
         Ok(MasterAddress { scheme, host: host.to_owned(), port, path: path.to_owned() })
     }
 
+    /// Whether the master is spoken to by Perspective Broker.
+    pub(crate) fn is_pb(&self) -> bool {
+        matches!(self.scheme, Scheme::Pb | Scheme::Pbs)
+    }
+
     /// The host and port as they stand in a URL.
     pub(crate) fn authority(&self) -> String {
         if self.host.contains(':') {

@@ -52,7 +52,7 @@ pub(super) fn of_image(name: &Name, image: &Image) -> Keys {
 type Note<'a> = dyn FnMut(&'static str, Text) + 'a;
 
 fn of_worker(worker: &Worker, note: &mut Note<'_>) {
-    let Worker { name, master, password, basedir, ca_file, delete_leftover_dirs, host_commands } = worker;
+    let Worker { name, master, password, basedir, ca_file, delete_leftover_dirs, host_commands, drain_quiet } = worker;
     note("name", quoted(name));
     note("master", quoted(master));
     match password {
@@ -63,6 +63,7 @@ fn of_worker(worker: &Worker, note: &mut Note<'_>) {
     note("ca_file", or_unset(ca_file.as_deref(), path_text));
     note("delete_leftover_dirs", plain(delete_leftover_dirs));
     note("host_commands", plain(host_commands));
+    note("drain_quiet", seconds(*drain_quiet));
 }
 
 fn of_connection(connection: &Connection, note: &mut Note<'_>) {

@@ -68,6 +68,8 @@ pub(crate) struct Worker {
     pub delete_leftover_dirs: bool,
     /// Whether builds may run commands on the host.
     pub host_commands: bool,
+    /// How long a builder is quiet between two steps of a build at most, as far as a drain without the master goes.
+    pub drain_quiet: Duration,
 }
 
 /// How the connection is made and kept.
@@ -262,6 +264,7 @@ fn parse_worker(mut section: Section<'_>) -> Worker {
         ca_file: section.optional("ca_file", absolute_path),
         delete_leftover_dirs: section.or("delete_leftover_dirs", false),
         host_commands: section.or("host_commands", true),
+        drain_quiet: section.seconds("drain_quiet", 1.0..=86400.0, 60.0),
     };
     section.finish();
     worker

@@ -22,6 +22,7 @@ fn the_documented_defaults_are_the_defaults() {
     let minimal = parse(&format!("{MINIMAL}\n[images.i]\ndisk = \"/d\"\nuser = \"u\"\nkey = \"/k\"")).unwrap();
     assert_eq!(documented.connection, minimal.connection);
     assert_eq!(documented.log, minimal.log);
+    assert_eq!(documented.worker.drain_quiet, minimal.worker.drain_quiet);
     assert_eq!(documented.pool, Pool { state_dir: documented.pool.state_dir.clone(), ..minimal.pool.clone() });
     let image = |config: &Config| config.images.values().next().unwrap().clone();
     let (theirs, ours) = (image(&documented), image(&minimal));

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use nix::sys::socket::getsockopt;
+use nix::sys::socket::sockopt::PeerCredentials;
 
 use super::talk::Input;
 use super::{Answer, MAX_SAID, Request, Response};
@@ -33,6 +35,12 @@ pub(crate) struct Conversation {
 impl Conversation {
     /// Asks the worker that listens on a socket; each line of its answer is waited for so long.
     pub(crate) fn begin(path: &Path, request: &Request, patience: Duration) -> Result<Self, NoConversation> {
+        let begun = Conversation::connect(path, patience)?;
+        begun.ask(request)?;
+        Ok(begun)
+    }
+
+    fn connect(path: &Path, patience: Duration) -> Result<Self, NoConversation> {
         let stream = match UnixStream::connect(path) {
             Ok(stream) => stream,
             Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) => {
@@ -49,9 +57,13 @@ impl Conversation {
                 return Err(anyhow::Error::new(error).context(format!("connect to {}", path.display())).into());
             }
         };
-        let begun = Conversation { path: path.to_owned(), patience, reader: BufReader::new(stream) };
-        begun.ask(request)?;
-        Ok(begun)
+        Ok(Conversation { path: path.to_owned(), patience, reader: BufReader::new(stream) })
+    }
+
+    /// The process that listens.
+    fn listener(&self) -> anyhow::Result<u32> {
+        let listener = getsockopt(self.reader.get_ref(), PeerCredentials).context("find out which process listens")?;
+        Ok(u32::try_from(listener.pid())?)
     }
 
     fn ask(&self, request: &Request) -> anyhow::Result<()> {
@@ -118,6 +130,29 @@ pub(crate) fn ask(
     progress: &mut dyn FnMut(&str),
 ) -> anyhow::Result<Answer> {
     Conversation::begin(path, request, patience)?.answer(progress)
+}
+
+/// Asks it, passes its answer on, and waits until its process has ended.
+///
+/// # Errors
+/// No worker runs, or it refuses.
+pub(crate) fn ask_and_outlive(
+    path: &Path,
+    request: &Request,
+    patience: Duration,
+    answered: impl FnOnce(Answer),
+) -> anyhow::Result<()> {
+    let conversation = Conversation::connect(path, patience)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    // Taken hold of before it is asked, so that it is the one that answers.
+    let context = runtime.enter();
+    let worker = process::Pidfd::open(conversation.listener()?);
+    let worker = worker.context("take hold of the worker's process; is it in another container?")?;
+    drop(context);
+    conversation.ask(request)?;
+    answered(conversation.answer(&mut |_| {})?);
+    runtime.block_on(worker.exited());
+    Ok(())
 }
 
 fn write(mut stream: &UnixStream, line: &impl serde::Serialize) -> io::Result<()> {

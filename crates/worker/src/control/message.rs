@@ -65,6 +65,12 @@ pub(crate) enum Request {
     },
     /// Has the configuration read again, and waits for that.
     Reload,
+    /// Has the worker take no more builds, and end after those that it has.
+    Drain,
+    /// Has no build get a machine until further notice.
+    Pause,
+    /// Has them get machines again.
+    Resume,
 }
 
 /// A command, and the machine that it is to run in.
@@ -181,6 +187,25 @@ pub(crate) enum Answer {
         changes: Vec<String>,
         /// What is different after a restart.
         restart: Vec<String>,
+    },
+    /// The worker takes no more builds.
+    Draining {
+        /// Whether it did not before.
+        already: bool,
+        /// Whose builds run, as far as it knows.
+        builders: Vec<String>,
+        /// Whether the master says when they are over.
+        by_master: bool,
+    },
+    /// No build gets a machine.
+    Paused {
+        /// Whether none did before.
+        already: bool,
+    },
+    /// Builds get machines.
+    Resumed {
+        /// Whether they did before.
+        already: bool,
     },
 }
 
@@ -329,7 +354,44 @@ impl fmt::Display for Answer {
                 changes.iter().try_for_each(|change| writeln!(f, "reloaded: {}", Printable(change)))?;
                 restart.iter().try_for_each(|change| writeln!(f, "needs a restart: {}", Printable(change)))
             }
+            Answer::Draining { already, builders, by_master } => {
+                writeln!(
+                    f,
+                    "draining{}: {}",
+                    if *already { " already" } else { "" },
+                    Ahead { builders, by_master: *by_master }
+                )
+            }
+            Answer::Paused { already: false } => writeln!(f, "paused: no build gets a machine until kvm-worker resume"),
+            Answer::Paused { already: true } => writeln!(f, "paused already"),
+            Answer::Resumed { already: false } => writeln!(f, "resumed: builds get machines again"),
+            Answer::Resumed { already: true } => writeln!(f, "not paused"),
         }
+    }
+}
+
+/// What a drain waits for: `2 builders have a build here (nightly, runtests); the master shuts the worker down after them`
+struct Ahead<'a> {
+    builders: &'a [String],
+    by_master: bool,
+}
+
+impl fmt::Display for Ahead<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<_> = self.builders.iter().map(|builder| builder.escape_debug().to_string()).collect();
+        match (names.as_slice(), self.by_master) {
+            ([], true) => {
+                return write!(
+                    f,
+                    "nothing of a build runs here now; the master shuts the worker down after its builds"
+                );
+            }
+            ([], false) => return write!(f, "no build runs, and the worker ends"),
+            ([one], _) => write!(f, "builder {one} has a build here")?,
+            (several, _) => write!(f, "{} builders have a build here ({})", several.len(), several.join(", "))?,
+        }
+        let what = if self.by_master { "the master shuts the worker down" } else { "the worker ends" };
+        write!(f, "; {what} after {}", if names.len() == 1 { "it" } else { "them" })
     }
 }
 
@@ -539,6 +601,33 @@ mod tests {
     }
 
     #[test]
+    fn what_becomes_of_builds_is_a_sentence() {
+        let check = |answer: Answer, expected: &str| assert_eq!(answer.to_string(), format!("{expected}\n"));
+        let draining = |already, builders: &[&str], by_master| Answer::Draining {
+            already,
+            builders: builders.iter().map(|builder| (*builder).to_owned()).collect(),
+            by_master,
+        };
+        check(draining(false, &[], false), "draining: no build runs, and the worker ends");
+        check(
+            draining(true, &[], true),
+            "draining already: nothing of a build runs here now; the master shuts the worker down after its builds",
+        );
+        check(
+            draining(false, &["a\u{1b}"], false),
+            r"draining: builder a\u{1b} has a build here; the worker ends after it",
+        );
+        check(
+            draining(true, &["a", "b"], true),
+            "draining already: 2 builders have a build here (a, b); the master shuts the worker down after them",
+        );
+        check(Answer::Paused { already: false }, "paused: no build gets a machine until kvm-worker resume");
+        check(Answer::Paused { already: true }, "paused already");
+        check(Answer::Resumed { already: false }, "resumed: builds get machines again");
+        check(Answer::Resumed { already: true }, "not paused");
+    }
+
+    #[test]
     fn requests_are_understood_as_they_are_written() {
         let check = |text: &str, expected: Option<Request>| {
             assert_eq!(serde_json::from_str(text).ok(), expected, "{text}");
@@ -581,6 +670,9 @@ mod tests {
         );
         check(r#"{"verb":"exec","image":"debian","stdin":false,"command":["true"],"force":true}"#, None);
         check(r#"{"verb":"reload"}"#, Some(Request::Reload));
+        check(r#"{"verb":"drain"}"#, Some(Request::Drain));
+        check(r#"{"verb":"pause"}"#, Some(Request::Pause));
+        check(r#"{"verb":"resume"}"#, Some(Request::Resume));
         check(r#"{"verb":"template"}"#, None);
         check(r#"{"verb":"rollback"}"#, None);
         check(r#"{"verb":"rollback","image":"../debian"}"#, None);

@@ -24,7 +24,7 @@ mod server;
 mod status;
 mod talk;
 
-pub(crate) use client::{Conversation, NoConversation, ask};
+pub(crate) use client::{Conversation, NoConversation, ask, ask_and_outlive};
 pub(crate) use images::{Garbage, GarbageLine, ImageLine, ImageTable, Running};
 pub(crate) use message::{
     Answer, Exec, GenerationLine, ImageName, Origin, Printable, Ran, Request, Response, TemplateLine, TemplateState,

@@ -16,6 +16,7 @@ use tokio::net::{UnixListener, UnixSocket, UnixStream};
 use tokio::sync::mpsc;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 use super::talk::{Far, Input, Patience, Question, Talk};
@@ -28,6 +29,9 @@ const ASKING: Duration = Duration::from_secs(5);
 
 /// How long it may take its answer.
 const TAKING: Duration = Duration::from_secs(5);
+
+/// How long the last answers may take when the worker ends.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 /// How many clients are served at a time; further ones wait in the kernel's queue.
 const CLIENTS: usize = 64;
@@ -43,6 +47,8 @@ const BREATH: Duration = Duration::from_secs(1);
 pub(crate) struct Server {
     path: PathBuf,
     questions: mpsc::Receiver<Question>,
+    /// Ends the task, after it has given the answers that there are.
+    over: CancellationToken,
     task: JoinHandle<()>,
 }
 
@@ -71,9 +77,11 @@ impl Server {
         }
         std::fs::set_permissions(path, Permissions::from_mode(0o660)).with_context(doing)?;
         let (asked, questions) = mpsc::channel(CLIENTS);
-        let serving = serve(listener, asked, Arc::new(patience));
-        let task = tokio::spawn(tasks.watch("the task that serves the control socket", End::Never, serving));
-        Ok(Server { path: path.clone(), questions, task })
+        let over = CancellationToken::new();
+        let serving = serve(listener, asked, Arc::new(patience), over.clone());
+        let end = End::Cancelled(over.clone());
+        let task = tokio::spawn(tasks.watch("the task that serves the control socket", end, serving));
+        Ok(Server { path: path.clone(), questions, over, task })
     }
 
     /// The next question. Cancel-safe.
@@ -82,6 +90,19 @@ impl Server {
             Some(question) => question,
             None => std::future::pending().await,
         }
+    }
+
+    /// Takes no more questions: who asks hears that the worker is stopping.
+    pub(crate) fn close(&mut self) {
+        self.questions.close();
+        while self.questions.try_recv().is_ok() {}
+    }
+
+    /// Ends, once those who were answered have heard it, or do not want to.
+    pub(crate) async fn finish(mut self) {
+        self.close();
+        self.over.cancel();
+        let _ = timeout(LAST_ANSWERS, &mut self.task).await;
     }
 }
 
@@ -121,7 +142,7 @@ fn give_to(path: &Path, group: &str) -> anyhow::Result<()> {
     Ok(nix::unistd::chown(path, None, Some(known.gid))?)
 }
 
-async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: Patience) {
+async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: Patience, over: CancellationToken) {
     let mut clients = JoinSet::new();
     loop {
         tokio::select! {
@@ -135,8 +156,10 @@ async fn serve(listener: UnixListener, asked: mpsc::Sender<Question>, patience: 
                 }
             },
             Some(_) = clients.join_next() => {}
+            () = over.cancelled() => break,
         }
     }
+    while clients.join_next().await.is_some() {}
 }
 
 async fn talk(stream: UnixStream, asked: mpsc::Sender<Question>, patience: Patience) {

@@ -75,6 +75,23 @@ async fn a_question_gets_its_answer_and_only_who_may_ask_asks() {
 }
 
 #[tokio::test]
+async fn who_was_answered_hears_it_though_the_worker_ends_and_others_that_it_does() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut server = listen(directory.path(), SOON).await;
+    let end = async {
+        let Question { talk, .. } = server.next().await;
+        server.close();
+        let late = asked(directory.path(), Request::Release { slot: 2 }).await;
+        assert_eq!(late, Err("the worker is stopping".to_owned()));
+        talk.answer(Ok(Answer::Released { slot: 1, how: "quit".to_owned() })).await;
+        server.finish().await;
+    };
+    let (answer, ()) = tokio::join!(asked(directory.path(), Request::Release { slot: 1 }), end);
+    assert_eq!(answer, Ok(Answer::Released { slot: 1, how: "quit".to_owned() }));
+    assert!(!socket(directory.path()).exists());
+}
+
+#[tokio::test]
 async fn nonsense_is_refused_and_reaches_nobody() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut server = listen(directory.path(), SOON).await;

@@ -7,6 +7,8 @@ use anyhow::bail;
 use protocol::command::Name;
 
 use super::MACHINES_END;
+use super::builds;
+use super::life::{Action, Input, Life};
 use super::status::{self, Outline};
 use crate::config::Config;
 use crate::control::{
@@ -27,6 +29,36 @@ const GARBAGE_COLLECTED: Duration = Duration::from_secs(600);
 /// How long a person waits for a reload.
 const RELOADED: Duration = Duration::from_secs(180);
 
+/// What a person tells the worker to do with builds from now on, if that is what is asked.
+pub(super) fn input(request: &control::Request) -> Option<Input> {
+    match request {
+        control::Request::Drain => Some(Input::Drain),
+        control::Request::Pause => Some(Input::Pause),
+        control::Request::Resume => Some(Input::Resume),
+        _ => None,
+    }
+}
+
+/// What is said to that, after it was done.
+pub(super) fn taken(
+    input: Input,
+    action: Action,
+    life: Life,
+    running: &builds::Running,
+    by_master: bool,
+) -> anyhow::Result<Answer> {
+    let already = action == Action::Already;
+    Ok(match (action, input) {
+        (Action::TooLate, _) if life == Life::Draining => {
+            bail!("the worker is draining, and the builds that it waits for get their machines")
+        }
+        (Action::TooLate, _) => bail!("the worker is {}", life.name()),
+        (_, Input::Pause) => Answer::Paused { already },
+        (_, Input::Resume) => Answer::Resumed { already },
+        _ => Answer::Draining { already, builders: running.builders().map(str::to_owned).collect(), by_master },
+    })
+}
+
 /// Does what a person asks, and says what came of it; gives it up when the person goes.
 pub(super) async fn answer(pool: Pool, outline: Outline, request: control::Request, mut talk: Talk) {
     let lines = talk.lines();
@@ -45,6 +77,9 @@ async fn carry_out(
     talk: &mut Talk,
 ) -> anyhow::Result<Answer> {
     match request {
+        control::Request::Drain | control::Request::Pause | control::Request::Resume => {
+            bail!("the main loop does that by itself")
+        }
         control::Request::Status => Ok(Answer::Status(Box::new(status::complete(outline, pool.clone()).await?))),
         control::Request::Console { slot, follow } => show_console(pool, slot, follow, &talk.lines()).await,
         control::Request::Login { slot } => Ok(Answer::Login(Login { slot, ssh: pool.login(slot)? })),

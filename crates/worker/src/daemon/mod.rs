@@ -1,7 +1,11 @@
 //! The main loop: what the master asks, what commands end, and when to stop.
 
 mod asked;
+mod builds;
+mod drain;
+mod life;
 mod reload;
+mod signals;
 mod status;
 
 use std::collections::{BTreeSet, HashMap};
@@ -11,18 +15,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use futures_util::FutureExt;
 use protocol::command::{Name, Placement};
 use protocol::{Command, CommandId, Invocation, Reply, Request, Settings, StartCommand, Value};
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 use tracing::field::Empty;
 use tracing::{Instrument, debug, error_span, info, warn};
 
 pub(crate) use self::asked::{answer_within, pool_closes_within};
+use self::builds::Builds;
+use self::drain::{Drain, Follower};
+use self::life::{Action, Input, Life};
 pub(crate) use self::reload::Origin;
 use self::reload::Reload;
+pub(crate) use self::signals::keep_back as keep_signals_back;
+use self::signals::{Heard, Signals};
 use self::status::{Outline, RunningCommand};
 use crate::builders::Builders;
 use crate::commands::{self, Context, Interrupt, Interrupter};
@@ -35,7 +44,7 @@ use crate::master::{Access, Contact, Line, LineEvent, MasterLink};
 use crate::notify::{Notifier, Standing};
 use crate::output::Reporter;
 use crate::place::{Guest, Host, Place, guest_path};
-use crate::pool::{Machine, Owner, Pool, Scope, VmError};
+use crate::pool::{Census, Machine, Owner, Pool, Scope, VmError};
 
 /// How many events of the line may wait for the main loop.
 const LINE_EVENTS: usize = 16;
@@ -54,6 +63,7 @@ const LEEWAY: Duration = Duration::from_secs(15);
 
 /// Why a draining worker stops without having been told by the master.
 const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no build runs";
+const DRAINED: &str = "draining, and no build runs any more";
 
 /// Everything that can happen to the daemon.
 #[derive(Debug)]
@@ -70,14 +80,12 @@ enum Event {
     Asked(Question),
     /// A person has the answer, or has gone.
     Answered(Result<(), JoinError>),
-    /// The configuration is to be read again.
-    Reload,
-    /// It was, with this result.
+    /// The configuration was read again, with this result.
     Reloaded(reload::Ended),
-    /// The worker is to stop once the builds that run have ended.
-    Drain,
-    /// The worker is to stop.
-    Stop(&'static str),
+    /// A signal has come.
+    Signal(Heard),
+    /// There may be fewer builds that a drain waits for.
+    Fewer,
 }
 
 /// Runs the worker until it is told to stop.
@@ -95,29 +103,22 @@ async fn run_with(
     core: CoreTasks,
     core_ended: mpsc::Receiver<core_tasks::Ended>,
 ) -> anyhow::Result<()> {
-    let mut signals = StopSignals::new().context("listen for signals")?;
-    let drain_signal = signal(SignalKind::user_defined1()).context("listen for signals")?;
-    let hangup = signal(SignalKind::hangup()).context("listen for signals")?;
-    let (drain, drain_wanted) = watch::channel(false);
+    let mut signals = Signals::listen().context("listen for signals")?;
+    let (drain, drain_wanted) = watch::channel(0);
     let password = config.worker.password.read()?;
     let basedir = &config.worker.basedir;
     std::fs::create_dir_all(basedir).with_context(|| format!("make worker.basedir {}", basedir.display()))?;
     let environment = info::environment();
     let pool = tokio::select! {
         pool = Pool::open(&config, &core) => pool.context("open the pool of machines")?,
-        why = signals.next() => {
-            info!("stopped during the start: {why}");
+        signal = signals.ending() => {
+            info!("stopped during the start: {}", signal.name);
             return Ok(());
         }
     };
     let config = Arc::new(config);
     let told = watch::Sender::new(Arc::clone(&config));
-    // Without images nothing of the state directory is used, and nobody has claimed it.
-    let control = if config.images.is_empty() {
-        None
-    } else {
-        Some(control::Server::listen(&config.control, patience(&told), &core).await?)
-    };
+    let control = listen(&config, &told, &core).await?;
     let (access, access_now) = watch::channel(Access::of(&config, password));
     let (line_events, events) = mpsc::channel(LINE_EVENTS);
     let contact = Contact::new();
@@ -156,18 +157,37 @@ async fn run_with(
         core_ended,
         notify,
         signals,
-        drain_signal,
-        hangup,
+        life: Life::Running,
+        builds: Builds::default(),
+        follower: Follower::default(),
+        draining: None,
         drain,
     };
     daemon.run().await
+}
+
+/// Begins to listen for what people ask. A worker without images may have run for years without a place for the socket, and
+/// goes on without.
+async fn listen(
+    config: &Config,
+    told: &watch::Sender<Arc<Config>>,
+    core: &CoreTasks,
+) -> anyhow::Result<Option<control::Server>> {
+    match control::Server::listen(&config.control, patience(told), core).await {
+        Ok(server) => Ok(Some(server)),
+        Err(error) if config.images.is_empty() => {
+            warn!("the commands for a running worker can't reach this one: {error:#}; set control.socket");
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
 }
 
 struct Daemon {
     config: Arc<Config>,
     environment: Vec<(OsString, OsString)>,
     pool: Pool,
-    /// None if there is no pool to be asked about.
+    /// None if there is no place for its socket.
     control: Option<control::Server>,
     /// The same configuration, for who answers people.
     told: watch::Sender<Arc<Config>>,
@@ -190,11 +210,41 @@ struct Daemon {
     core: CoreTasks,
     core_ended: mpsc::Receiver<core_tasks::Ended>,
     notify: Notifier,
-    signals: StopSignals,
-    drain_signal: Signal,
-    hangup: Signal,
-    /// Whether the worker is to stop once the builds that run have ended.
-    drain: watch::Sender<bool>,
+    signals: Signals,
+    life: Life,
+    /// What was heard of builds on the line.
+    builds: Builds,
+    /// The master, if it wants to know when `life` changes.
+    follower: Follower,
+    /// What there is only while the worker drains.
+    draining: Option<Draining>,
+    /// How often the line is to ask for no more builds.
+    drain: watch::Sender<u32>,
+}
+
+/// A drain, and what tells when to look again whether it is over.
+struct Draining {
+    drain: Drain,
+    slots: watch::Receiver<Census>,
+    fewer_at: Option<Instant>,
+}
+
+impl Draining {
+    /// Waits until there may be fewer builds to wait for. Cancel-safe.
+    async fn fewer(draining: Option<&mut Draining>) {
+        let Some(Draining { slots, fewer_at, .. }) = draining else { return std::future::pending().await };
+        let quiet = async {
+            match fewer_at {
+                Some(at) => tokio::time::sleep_until(*at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            // A machine may be gone.
+            Ok(()) = slots.changed() => {}
+            () = quiet => {}
+        }
+    }
 }
 
 /// A command that runs.
@@ -209,31 +259,37 @@ struct Running {
 impl Daemon {
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let standing = Standing { state: self.state(), commands: self.running.len() };
+            let standing = Standing { state: self.life.name(), commands: self.running.len() };
             self.notify.turn(standing);
-            match self.event().await {
-                Event::Line(event) => {
-                    if let Some(why) = self.line_event(event) {
-                        return self.stop(why).await;
-                    }
+            let stop = match self.event().await {
+                Event::Signal(signal) => self.signal(signal),
+                Event::Line(event) => self.line_event(event),
+                Event::CommandEnded(task, ended) => {
+                    self.command_ended(task, ended);
+                    None
                 }
-                Event::CommandEnded(task, ended) => self.command_ended(task, ended),
-                Event::Drain => {
-                    if let Some(why) = self.drain() {
-                        return self.stop(why).await;
-                    }
+                Event::Asked(question) => {
+                    self.answer(question);
+                    None
                 }
-                Event::Asked(question) => self.answer(question),
-                Event::Answered(Ok(())) => {}
-                Event::Answered(Err(error)) => warn!("what a person asked for broke down: {error}"),
-                Event::Reload => self.reload(None),
-                Event::Reloaded(ended) => self.reloaded(ended),
-                Event::Stop(why) => return self.stop(why).await,
+                Event::Answered(answered) => {
+                    if let Err(error) = answered {
+                        warn!("what a person asked for broke down: {error}");
+                    }
+                    None
+                }
+                Event::Reloaded(ended) => {
+                    self.reloaded(ended);
+                    None
+                }
+                Event::Fewer | Event::Notify => None,
                 Event::CoreTaskEnded(ended) => {
                     self.stop(&ended.to_string()).await?;
                     bail!("{ended}");
                 }
-                Event::Notify => {}
+            };
+            if let Some(why) = stop.or_else(|| self.drained()) {
+                return self.stop(why).await;
             }
         }
     }
@@ -241,11 +297,9 @@ impl Daemon {
     async fn event(&mut self) -> Event {
         tokio::select! {
             biased;
-            why = self.signals.next() => Event::Stop(why),
-            _ = self.drain_signal.recv() => Event::Drain,
+            signal = self.signals.next() => Event::Signal(signal),
             Some(ended) = self.core_ended.recv() => Event::CoreTaskEnded(ended),
             () = self.notify.due() => Event::Notify,
-            _ = self.hangup.recv() => Event::Reload,
             ended = self.reload.ended() => Event::Reloaded(ended),
             Some(ended) = self.tasks.join_next_with_id() => match ended {
                 Ok((task, ())) => Event::CommandEnded(task, Ok(())),
@@ -254,15 +308,75 @@ impl Daemon {
             Some(event) = self.events.recv() => Event::Line(event),
             question = next_question(&mut self.control) => Event::Asked(question),
             Some(answered) = self.asking.join_next() => Event::Answered(answered),
+            () = Draining::fewer(self.draining.as_mut()) => Event::Fewer,
         }
     }
 
-    /// Has the master asked for no more builds; says why, if the worker can stop at once.
-    fn drain(&mut self) -> Option<&'static str> {
-        info!("draining: SIGUSR1");
-        self.drain.send_replace(true);
+    /// Does what a signal means; says why, if that ends the worker.
+    fn signal(&mut self, Heard { name, input }: Heard) -> Option<&'static str> {
+        match self.take(input, name) {
+            Action::Stop => Some(name),
+            Action::TooLate => {
+                info!("{name} has no effect: the worker is {}", self.life.name());
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes an input, and does what there is to do, but for stopping. `who` is told in the log.
+    fn take(&mut self, input: Input, who: &str) -> Action {
+        let action = self.life.on(input);
+        match action {
+            Action::Pause => {
+                info!("paused: {who}; no build gets a machine until SIGUSR2 or kvm-worker resume");
+                self.pool.pause();
+            }
+            Action::Resume => {
+                info!("resumed: {who}");
+                self.pool.resume();
+            }
+            Action::Drain => {
+                info!("draining: {who}");
+                self.begin_drain();
+            }
+            Action::Reload => self.reload(None),
+            Action::Already | Action::TooLate | Action::Stop | Action::ExitAtOnce => {}
+        }
+        if let Action::Pause | Action::Resume | Action::Drain = action {
+            self.follower.tell(self.life.name());
+        }
+        action
+    }
+
+    /// Has no more builds begin.
+    fn begin_drain(&mut self) {
+        // The builds that are waited for may need machines.
+        self.pool.resume();
         self.pool.drain();
-        self.link.is_none().then_some(NO_LINE_TO_DRAIN)
+        self.drain.send_modify(|times| *times += 1);
+        let drain = Drain::new(self.config.worker.master.is_pb() || self.follower.is_there());
+        self.draining = Some(Draining { drain, slots: self.pool.changes(), fewer_at: None });
+    }
+
+    /// Says why the worker is to stop, if it drains and no build runs any more.
+    fn drained(&mut self) -> Option<&'static str> {
+        self.draining.as_ref()?;
+        let running = self.builds_running();
+        let Draining { drain, fewer_at, .. } = self.draining.as_mut()?;
+        *fewer_at = running.fewer_at();
+        let why = match self.link {
+            None => NO_LINE_TO_DRAIN,
+            Some(_) if drain.is_over(&running) => DRAINED,
+            Some(_) => return None,
+        };
+        (self.life.on(Input::Idle) == Action::Stop).then_some(why)
+    }
+
+    /// The builds that are taken to run.
+    fn builds_running(&mut self) -> builds::Running {
+        let commands = self.running.values().filter_map(|running| running.what.builder.as_deref());
+        self.builds.running(commands, self.pool.builders(), self.config.worker.drain_quiet, Instant::now())
     }
 
     /// Deals with an event of the line; says why, if it ends the worker.
@@ -273,14 +387,13 @@ impl Daemon {
                 self.link = Some(link);
                 self.settings = Arc::new(settings);
             }
-            LineEvent::Down => {
-                self.line_lost();
-                return self.drain.borrow().then_some(NO_LINE_TO_DRAIN);
-            }
+            LineEvent::Down => self.line_lost(),
             LineEvent::Request { request: Request::Shutdown, reply } => {
                 let _ = reply.send(Ok(Value::Nil));
+                self.life.on(Input::Shutdown);
                 return Some("the master said so");
             }
+            LineEvent::Request { request: Request::Print { message }, reply } => self.printed(&message, reply),
             LineEvent::Request { request, reply } => {
                 let _ = reply.send(self.request(request));
             }
@@ -289,9 +402,51 @@ impl Daemon {
         None
     }
 
+    /// Takes what the master prints, of which it means some for more than to be read.
+    fn printed(&mut self, message: &str, reply: oneshot::Sender<Reply>) {
+        if let Some(state) = drain::awaited(message) {
+            return self.followed(state, reply);
+        }
+        // Over PB it also says whose build begins.
+        if drain::is_ping(message) && !self.config.worker.master.is_pb() {
+            match &mut self.draining {
+                Some(Draining { drain, .. }) if !drain.is_masters() => return drain.pinged(reply),
+                _ => self.builds.note_beginning(Instant::now()),
+            }
+        }
+        if let Some((build, builder)) = finished_build(message) {
+            self.builds.note_end(builder);
+            self.release(Scope::Build { builder, build }, "the master says that the build is over");
+        }
+        let _ = reply.send(Ok(Value::Nil));
+        // A builder that is being attached counts as busy until this is answered, and then a 4.3.0 master does not look again
+        // whether it was asked for a shutdown meanwhile.
+        if drain::is_attached(message) && self.draining.is_some() {
+            self.drain.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// The master wants to know when the worker's state is not this one any more.
+    fn followed(&mut self, state: &str, reply: oneshot::Sender<Reply>) {
+        let now = self.life.name();
+        if state == now {
+            self.follower.wait(reply, now);
+        } else {
+            let _ = reply.send(Ok(now.into()));
+        }
+        if let Some(Draining { drain, .. }) = &mut self.draining
+            && !drain.is_masters()
+        {
+            drain.leave_to_master();
+            self.builds.note_beginning(Instant::now());
+        }
+    }
+
     /// All builds are over for the master, which starts them again: nothing of them is to go on.
     fn line_lost(&mut self) {
         self.link = None;
+        self.builds.clear();
+        self.follower = Follower::default();
         self.abandon_commands();
         tokio::spawn(self.pool.release(Scope::All, "the line to the master was lost"));
     }
@@ -320,16 +475,11 @@ impl Daemon {
             }
             Request::BuilderList(list) => self.builder_list(list),
             Request::StartBuild { builder } => {
+                self.builds.note(&builder, Instant::now());
                 self.release(Scope::Builder(&builder), "the builder's next build begins");
                 Ok(Value::Nil)
             }
-            Request::Print { message } => {
-                if let Some((build, builder)) = finished_build(&message) {
-                    self.release(Scope::Build { builder, build }, "the master says that the build is over");
-                }
-                Ok(Value::Nil)
-            }
-            Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
+            Request::Print { .. } | Request::Keepalive | Request::Shutdown => Ok(Value::Nil),
         }
     }
 
@@ -347,6 +497,7 @@ impl Daemon {
             for running in self.running.values().filter(|running| running.what.builder.as_ref() == Some(&builder)) {
                 running.interrupter.abandon();
             }
+            self.builds.note_end(&builder);
             self.release(Scope::Builder(&builder), "the builder is gone");
         }
         Ok(Value::Nil)
@@ -359,13 +510,8 @@ impl Daemon {
 
     fn pool_state(&self) -> PoolState {
         let (free, waiting) = (self.pool.free(), self.pool.waiting());
-        let (warm, held, state) = (self.pool.warm(), self.pool.held(), self.state());
+        let (warm, held, state) = (self.pool.warm(), self.pool.held(), self.life.name());
         PoolState { slots: self.pool.slots(), free, waiting, warm, held, state }
-    }
-
-    /// What the worker does, in a word.
-    fn state(&self) -> &'static str {
-        if *self.drain.borrow() { "draining" } else { "running" }
     }
 
     /// Does what a person asks, without waiting for the end of it.
@@ -373,7 +519,16 @@ impl Daemon {
         if request == control::Request::Reload {
             return self.reload(Some(talk));
         }
-        self.asking.spawn(asked::answer(self.pool.clone(), self.outline(), request, talk));
+        let Some(input) = asked::input(&request) else {
+            self.asking.spawn(asked::answer(self.pool.clone(), self.outline(), request, talk));
+            return;
+        };
+        let action = self.take(input, "asked by kvm-worker");
+        let master = self.draining.as_ref().is_some_and(|draining| draining.drain.is_masters());
+        let running = self.builds_running();
+        let taken = asked::taken(input, action, self.life, &running, master && self.link.is_some());
+        // At once, as the worker may end next. It is the first thing that is said, so there is room for it.
+        let _ = talk.answer(taken).now_or_never();
     }
 
     /// What is known here of how the worker is.
@@ -397,6 +552,9 @@ impl Daemon {
             return Err(format!("command {} is running already", start.command_id));
         }
         let StartCommand { command_id, builder, .. } = &start;
+        if let Some(builder) = builder {
+            self.builds.note(builder, Instant::now());
+        }
         let (interrupter, interrupt) = Interrupt::new();
         let context = Context {
             command_id: command_id.clone(),
@@ -442,7 +600,13 @@ impl Daemon {
     }
 
     fn command_ended(&mut self, task: tokio::task::Id, ended: Result<(), JoinError>) {
-        self.running.retain(|_, running| running.task != Some(task));
+        self.running.retain(|_, running| {
+            let goes_on = running.task != Some(task);
+            if let (false, Some(builder)) = (goes_on, &running.what.builder) {
+                self.builds.note(builder, Instant::now());
+            }
+            goes_on
+        });
         if let Err(error) = ended {
             // Its reporter completed it with a failure when it was dropped.
             warn!("a command broke down: {error}");
@@ -509,11 +673,14 @@ impl Daemon {
     /// Ends the worker: what runs is given up so that the master runs it again, and every machine is stopped.
     async fn stop(mut self, why: &str) -> anyhow::Result<()> {
         info!("stopping: {why}");
+        self.life = Life::Stopping;
         let machines_end = pool_closes_within(&self.config);
         self.notify.stopping(why, COMMANDS_END + GOODBYE + machines_end + LEEWAY);
         self.reload.give_up();
         self.abandon_commands();
-        self.control = None;
+        if let Some(control) = &mut self.control {
+            control.close();
+        }
         // Machines of people, and those that are being started for them, end with this.
         self.asking.shutdown().await;
         // Without a listener and a link the line says goodbye and ends, in this order: one without a link alone would
@@ -529,10 +696,22 @@ impl Daemon {
                 let _ = tokio::time::timeout(GOODBYE, &mut self.line).await;
             }
             self.pool.close(machines_end).await;
+            if let Some(control) = self.control {
+                control.finish().await;
+            }
+        };
+        let again = async {
+            loop {
+                let Heard { name, input } = self.signals.next().await;
+                match self.life.on(input) {
+                    Action::ExitAtOnce => break name,
+                    _ => info!("{name} has no effect: the worker is stopping"),
+                }
+            }
         };
         tokio::select! {
             () = ending => info!("stopped"),
-            why = self.signals.next() => warn!("stopped at once: {why} again"),
+            name = again => warn!("stopped at once: {name}"),
         }
         Ok(())
     }
@@ -611,26 +790,6 @@ fn is_about_arguments(error: &protocol::ArgumentError) -> bool {
 
 fn home(environment: &[(OsString, OsString)]) -> PathBuf {
     environment.iter().find(|(name, _)| name == "HOME").map_or_else(|| PathBuf::from("/"), |(_, home)| home.into())
-}
-
-/// The signals that stop the worker.
-struct StopSignals {
-    terminate: Signal,
-    interrupt: Signal,
-}
-
-impl StopSignals {
-    fn new() -> std::io::Result<Self> {
-        Ok(StopSignals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
-    }
-
-    /// The next one. Cancel-safe.
-    async fn next(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
-        }
-    }
 }
 
 #[cfg(test)]

@@ -143,10 +143,13 @@ fn surroundings(directory: &Path, basedir: &Path, report: &mut Report) {
     let named = shown(&state_dir);
     report.different.push(match state_dir.len() > MAX_STATE_DIR {
         true => format!(
-            "machines need a second directory: set pool.state_dir with the first image, for its default {named} is longer \
-             than {MAX_STATE_DIR} bytes"
+            "machines, and commands such as kvm-worker drain, need a second directory: set pool.state_dir, at the latest with \
+             the first image, for its default {named} is longer than {MAX_STATE_DIR} bytes"
         ),
-        false => format!("machines need a second directory, {named}: let its user make it, or set pool.state_dir"),
+        false => format!(
+            "machines, and commands such as kvm-worker drain, need a second directory, {named}: let its user make it, or set \
+             pool.state_dir"
+        ),
     });
 }
 

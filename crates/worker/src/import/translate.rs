@@ -252,7 +252,7 @@ impl Translation {
             self.drop(
                 "allow_shutdown",
                 &allow_shutdown,
-                "no SIGHUP and no shutdown.stamp here; SIGUSR1 lets the builds finish first, over PB, and so does a \
+                "no SIGHUP and no shutdown.stamp here; SIGUSR1 lets the builds finish first, and so does a \
                  graceful shutdown on the master's page",
             );
         }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use protocol::{Incoming, Reply, Request, SeqNumber, Settings, Value};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, timeout, timeout_at};
@@ -49,8 +49,8 @@ pub(crate) struct Line {
     pub access: watch::Receiver<Access>,
     /// Where it is noted how the line is.
     pub contact: Contact,
-    /// Whether the master is to be asked for no more builds.
-    pub drain: watch::Receiver<bool>,
+    /// How often the master is to be asked for no more builds.
+    pub drain: watch::Receiver<u32>,
 }
 
 impl Line {
@@ -145,9 +145,9 @@ struct Conversation<'a> {
     attached: bool,
     /// Whether the master has let us in.
     logged_in: bool,
-    drain: watch::Receiver<bool>,
-    /// Whether the master has been asked for no more builds, or can't be.
-    drained: bool,
+    drain: watch::Receiver<u32>,
+    /// How often the master has been asked for no more builds, or would have been.
+    drained: u32,
     /// Whether the master said that it does not let us in.
     refused: bool,
     /// Whether the master said anything that makes sense.
@@ -193,7 +193,7 @@ impl<'a> Conversation<'a> {
             replies: FuturesUnordered::new(),
             attached: false,
             drain: line.drain.clone(),
-            drained: false,
+            drained: 0,
             refused: false,
             heard: logged_in,
         }
@@ -229,8 +229,9 @@ impl<'a> Conversation<'a> {
         tokio::select! {
             biased;
             _ = life.tick() => Ok(Turn::AskForLife),
-            () = wanted(&mut self.drain), if self.logged_in && !self.drained => Ok(Turn::Drain),
             Some((seq, reply)) = self.replies.next(), if !self.replies.is_empty() => Ok(Turn::Reply(seq, reply)),
+            // After the answers that were given before it was wanted.
+            () = wanted(&mut self.drain, self.drained), if self.logged_in => Ok(Turn::Drain),
             received = timeout_at(dead_at, self.wire.receive()) => match received {
                 Ok(received) => received.map(Turn::Take),
                 Err(_) if self.heard => {
@@ -269,15 +270,11 @@ impl<'a> Conversation<'a> {
         }
     }
 
+    /// Asks the master, which can be asked over PB alone.
     async fn drain(&mut self) -> Result<(), Over> {
-        self.drained = true;
+        self.drained = *self.drain.borrow_and_update();
         if self.wire.ask_shutdown().await? {
             info!("asked the master for no more builds, and to be shut down after the last one");
-        } else {
-            warn!(
-                "over MessagePack a worker can't ask the master for no more builds: shut it down gracefully on the \
-                 master's web page, which does the same"
-            );
         }
         Ok(())
     }
@@ -362,9 +359,9 @@ impl<'a> Conversation<'a> {
         }
     }
 
-    /// Sends the answers that are ready, or are in a moment, and says goodbye.
+    /// Sends the answers that are ready, and says goodbye. One that is held until the end is never given.
     async fn last_words(&mut self) -> Result<(), Over> {
-        while let Some((seq, reply)) = self.replies.next().await {
+        while let Some(Some((seq, reply))) = self.replies.next().now_or_never() {
             self.wire.reply(seq, &reply).await?;
         }
         self.wire.close().await
@@ -381,9 +378,9 @@ async fn another(access: &mut watch::Receiver<Access>) {
     access.mark_changed();
 }
 
-/// Waits until draining is wanted. Cancel-safe.
-async fn wanted(drain: &mut watch::Receiver<bool>) {
-    let ended = drain.wait_for(|drain| *drain).await.is_err();
+/// Waits until draining is wanted more often than this. Cancel-safe.
+async fn wanted(drain: &mut watch::Receiver<u32>, drained: u32) {
+    let ended = drain.wait_for(|drain| *drain > drained).await.is_err();
     if ended {
         // The daemon is gone, and this conversation soon is.
         std::future::pending().await

@@ -104,6 +104,9 @@ fn full(wait: &Wait, seconds: u64) -> String {
                 "{in_use} for {seconds} s; start fewer builds at a time, or raise pool.slots or pool.acquire_timeout"
             )
         }
+        Wait::Paused => format!(
+            "the worker stayed paused for {seconds} s; kvm-worker resume on its host lets builds have machines again"
+        ),
         Wait::Short(shortage) => format!("waited {seconds} s for {shortage}; {}", remedy(shortage)),
         Wait::Turn { ahead, first } => {
             format!("waited {seconds} s behind {ahead} others, the first of them for {first}; {}", remedy(first))

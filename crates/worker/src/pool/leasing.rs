@@ -27,6 +27,16 @@ impl Need {
     }
 }
 
+/// What a machine needs before it starts.
+pub(super) struct Leased {
+    pub image: Arc<Image>,
+    pub lease: Lease,
+    /// That it is being started, so that none is made ready for others.
+    pub start: Start,
+    /// Whether the worker was paused meanwhile, so that a machine may be ready which it was not given.
+    pub after_pause: bool,
+}
+
 impl Pool {
     /// Waits, bounded, for what the machine will occupy, and says what its image is by then: one whose image was changed
     /// meanwhile is of the changed one, and waits anew if that needs more or less. First for the persistent disk, as that concerns nobody but those
@@ -38,7 +48,7 @@ impl Pool {
         order: &Order,
         mut image: Arc<Image>,
         progress: &dyn Progress,
-    ) -> Result<(Arc<Image>, Lease, Start), VmError> {
+    ) -> Result<Leased, VmError> {
         let waiting = self.config().acquire_timeout;
         let deadline = Instant::now() + waiting;
         let mut need = self.need(order, &image)?;
@@ -48,8 +58,10 @@ impl Pool {
         };
         let mut start = self.0.warm.begin();
         start.note_unserved();
+        let mut after_pause = false;
         loop {
-            let mut lease = self.slot(need, deadline, waiting, progress).await?;
+            let (mut lease, paused) = self.slot(need, deadline, waiting, progress).await?;
+            after_pause |= paused;
             image = self.image(&order.image)?;
             let needed = std::mem::replace(&mut need, self.need(order, &image)?);
             if needed != need {
@@ -59,7 +71,7 @@ impl Pool {
             if let Some(disk) = disk {
                 lease.keep(disk);
             }
-            return Ok((image, lease, start));
+            return Ok(Leased { image, lease, start, after_pause });
         }
     }
 
@@ -89,22 +101,25 @@ impl Pool {
         timeout_at(deadline, lock).await.map_err(late)
     }
 
+    /// Waits for a slot; says also whether the worker was paused meanwhile.
     async fn slot(
         &self,
         need: Need,
         deadline: Instant,
         waited: Duration,
         progress: &dyn Progress,
-    ) -> Result<Lease, VmError> {
+    ) -> Result<(Lease, bool), VmError> {
         let mut turn = self.0.slots.queue(need).await;
         // The first answer comes at once, even if there is no time to wait.
         let mut next = turn.next().await;
         let mut told = None;
+        let mut after_pause = false;
         loop {
             let wait = match next {
-                Step::Leased(lease) => return Ok(*lease),
+                Step::Leased(lease) => return Ok((*lease, after_pause)),
                 Step::Waits(wait) => wait,
             };
+            after_pause |= wait == Wait::Paused;
             // Its numbers change with every machine that comes and goes.
             let kind = std::mem::discriminant(&wait);
             if told.replace(kind) != Some(kind) {
@@ -162,6 +177,9 @@ impl Pool {
                     count => format!(", {count} of them by machines that are held for people"),
                 };
                 format!("waiting for a slot: all {slots} are in use{broken}{held}{warm}")
+            }
+            Wait::Paused => {
+                "waiting: the worker is paused, until somebody on its host says kvm-worker resume".to_owned()
             }
             Wait::Short(shortage) => format!("waiting for {shortage}"),
             Wait::Turn { ahead: 1, first } => format!("waiting for its turn; one machine is ahead, for {first}"),

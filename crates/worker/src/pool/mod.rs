@@ -42,6 +42,7 @@ mod visit;
 mod warm;
 mod way_in;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
@@ -52,7 +53,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 use tracing::field::Empty;
-use tracing::{Instrument, Span, error_span, info, warn};
+use tracing::{Instrument, Span, debug, error_span, info, warn};
 
 use crate::config::{self, Config};
 use crate::core_tasks::{CoreTasks, End};
@@ -70,6 +71,7 @@ pub(crate) use hold::{Held, Hold};
 pub(crate) use host_keys::file as host_key_file;
 pub(crate) use host_memory::budget_mib as host_memory_mib;
 pub(crate) use image_use::ImageUse;
+use leasing::Leased;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, sentence};
 pub(crate) use reboot::Rebooted;
 pub(crate) use registry::Scope;
@@ -81,6 +83,7 @@ pub(crate) use slots::Census;
 use slots::Slots;
 pub(crate) use slots::{is_left, port_is_free};
 pub(crate) use ssh_command::{SshCommand, shell_word};
+use state_dir::ClaimError;
 pub(crate) use state_dir::neighbour;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};
@@ -123,6 +126,9 @@ pub(crate) struct Pool(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     setup: watch::Sender<Setup>,
+    /// Two daemons with one state directory would take each other's machines for leftovers. Not set if there are no images, and
+    /// no directory either.
+    claim: OnceLock<state_dir::Claim>,
     /// Set as soon as there are images.
     hypervisor: OnceLock<Hypervisor>,
     slots: Slots,
@@ -145,17 +151,9 @@ struct Inner {
 struct Hypervisor {
     qemu: qemu::Qemu,
     accelerator: qemu::Accelerator,
-    /// Two daemons with one state directory would take each other's machines for leftovers. None if there is nothing but to
-    /// look.
-    claim: Option<state_dir::Claim>,
 }
 
 impl Hypervisor {
-    async fn open(pool: &config::Pool) -> anyhow::Result<Self> {
-        let claim = state_dir::claim(&pool.state_dir)?;
-        Ok(Hypervisor { claim: Some(claim), ..Hypervisor::look(pool).await? })
-    }
-
     /// Looks at what QEMU can do.
     async fn look(pool: &config::Pool) -> anyhow::Result<Self> {
         let qemu = qemu::Qemu::probe(&pool.qemu, &pool.qemu_img)
@@ -163,7 +161,7 @@ impl Hypervisor {
             .context("look at QEMU; install qemu-system-x86 and qemu-utils, or set pool.qemu and pool.qemu_img")?;
         let accelerated = qemu.accelerator(pool.accel).await.context("choose what executes guest code (pool.accel)")?;
         info!(version = qemu.version(), accelerator = ?accelerated.accelerator, "qemu: {}", accelerated.reason);
-        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator, claim: None })
+        Ok(Hypervisor { qemu, accelerator: accelerated.accelerator })
     }
 }
 
@@ -185,7 +183,7 @@ impl Tenant for Machine {
 
 impl Pool {
     /// Opens the pool: claims the state directory, looks at what QEMU can do and deals with what an earlier run left.
-    /// Without an image there is nothing to start, and nothing of this is needed.
+    /// Without an image there is nothing to start: the directory is claimed if it can be, and the rest is not needed.
     pub(crate) async fn open(config: &Config, core: &CoreTasks) -> anyhow::Result<Self> {
         let pool = Pool::open_for_one(config, core).await?;
         pool.keep_up();
@@ -201,6 +199,7 @@ impl Pool {
             generations: Generations::open(state_dir, &setup.images, core),
             templates: Templates::new(state_dir),
             warm: warm::Warm::default(),
+            claim: OnceLock::new(),
             hypervisor: OnceLock::new(),
             slots: Slots::new(budget.clone(), core),
             budget,
@@ -212,8 +211,26 @@ impl Pool {
             core: core.clone(),
             setup: watch::Sender::new(setup),
         }));
+        match pool.claim_state_dir(&config.pool) {
+            // It may have run for years without such a directory.
+            Err(ClaimError::Unusable(error)) if config.images.is_empty() => {
+                debug!("does without pool.state_dir: {error:#}");
+            }
+            claimed => drop(claimed?),
+        }
         pool.take_up(config).await?;
         Ok(pool)
+    }
+
+    /// Makes the state directory ours, unless it is.
+    fn claim_state_dir(&self, config: &config::Pool) -> Result<&state_dir::Claim, ClaimError> {
+        match self.0.claim.get() {
+            Some(claim) => Ok(claim),
+            None => {
+                let claim = state_dir::claim(&config.state_dir)?;
+                Ok(self.0.claim.get_or_init(|| claim))
+            }
+        }
     }
 
     /// Starts a machine and waits until its guest runs commands. Dropping the future ends what was begun.
@@ -277,7 +294,10 @@ impl Pool {
             return Ok(spare.given_to(order, asked, time_to_live));
         }
         drop(start);
-        let (image, lease, _start) = self.lease(order, image, progress).await?;
+        let Leased { image, lease, start: _start, after_pause } = self.lease(order, image, progress).await?;
+        if after_pause && let Some(spare) = self.take_spare(order, &image, hypervisor, progress).await {
+            return Ok(spare.given_to(order, asked, time_to_live));
+        }
         lease.notice().occupied_by(Occupant::ordered(order));
         let slot = lease.slot().number();
         Span::current().record("slot", slot);
@@ -295,6 +315,22 @@ impl Pool {
             slot,
             why: format!("{error:#}"),
         })
+    }
+
+    /// Gives builds no machines until [`resume`](Self::resume): they wait, within their time. Machines that they have are
+    /// left alone, and so are those that are kept ready; none is made to be.
+    pub(crate) fn pause(&self) {
+        self.0.slots.pause(true);
+    }
+
+    /// Gives them machines again.
+    pub(crate) fn resume(&self) {
+        self.0.slots.pause(false);
+    }
+
+    /// The builders that have a machine, or for which one is being started.
+    pub(crate) fn builders(&self) -> BTreeSet<String> {
+        self.machines().builders()
     }
 
     /// The builder's machine of this name.
@@ -349,7 +385,7 @@ impl Pool {
         };
         if tokio::time::timeout(deadline, closing).await.is_err() {
             warn!("machines did not stop in time; they are killed now");
-        } else if let Some(claim) = self.0.hypervisor.get().and_then(|hypervisor| hypervisor.claim.as_ref()) {
+        } else if let (Some(claim), true) = (self.0.claim.get(), self.0.hypervisor.get().is_some()) {
             claim.end();
         }
     }

@@ -7,7 +7,7 @@
 //!             └──give up──▶ Failed if it was to be bound, else (gone)
 //! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::{Owner, Status, VmError};
@@ -152,6 +152,16 @@ impl<M: Tenant> Registry<M> {
             State::Starting(_) | State::Failed { .. } => None,
         };
         self.of(builder).filter_map(|(_, entry)| machine(entry)).collect()
+    }
+
+    /// The builders that have a machine which is there, or is being started.
+    pub(super) fn builders(&self) -> BTreeSet<String> {
+        let there = |entry: &Entry<M>| match &entry.state {
+            State::Starting(_) => true,
+            State::Machine(machine) => machine.status() == Status::Up,
+            State::Failed { .. } => false,
+        };
+        self.entries.iter().filter(|(_, entry)| there(entry)).map(|(owner, _)| owner.builder.clone()).collect()
     }
 
     /// Takes the machine from the builder, and the name of one that did not start.
@@ -358,6 +368,20 @@ mod tests {
         check(&[("a", true, Start::GivenUp)], Err("vm_lost"));
         check(&[("a", true, up()), ("b", true, died())], Err("vm_lost"));
         check(&[("a", true, died()), ("b", true, up())], Err("vm_lost"));
+    }
+
+    #[test]
+    fn builders_have_what_is_there_or_is_being_started() {
+        let mut registry = Registry::new();
+        add(&mut registry, "a", "one", Some(1), false, up());
+        add(&mut registry, "a", "two", Some(1), false, up());
+        add(&mut registry, "b", "vm", None, false, Start::UnderWay);
+        for (builder, start) in [("c", died()), ("d", expired()), ("e", Start::GivenUp)] {
+            add(&mut registry, builder, "vm", Some(1), true, start);
+        }
+        add(&mut registry, "f", "held", Some(1), false, up());
+        registry.hold(&owner("f", "held"), 1).expect("it is up");
+        assert_eq!(registry.builders(), ["a", "b"].map(str::to_owned).into());
     }
 
     #[test]

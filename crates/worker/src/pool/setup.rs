@@ -12,7 +12,6 @@ use tracing::warn;
 use super::budget::{Limits, Need};
 use super::machine::Shape;
 use super::slot::Slot;
-use super::state_dir::Crashed;
 use super::{Hypervisor, Pool, SETTLING, VmError, slots};
 use crate::config::{self, Config, Image};
 
@@ -59,10 +58,16 @@ impl Pool {
                 self.0.setup.send_replace(next);
                 return Ok(());
             }
-            None => Some(Hypervisor::open(&config.pool).await?),
+            None => {
+                let claim = self.claim_state_dir(&config.pool)?;
+                let hypervisor = Hypervisor::look(&config.pool).await?;
+                claim.say_what_was_left();
+                claim.begin();
+                Some(hypervisor)
+            }
             Some(_) => None,
         };
-        self.have_slots(&config.pool, first.as_ref()).await?;
+        self.have_slots(&config.pool, first.is_some()).await?;
         self.0.budget.set(Limits::of(&config.pool));
         self.warn_of(&before.images, &next.images);
         let images = Arc::clone(&next.images);
@@ -100,20 +105,9 @@ impl Pool {
         }
     }
 
-    /// Has so many slots be there as the configuration says. The first are had with what runs machines, which says what an
-    /// earlier run left.
-    async fn have_slots(&self, config: &config::Pool, first: Option<&Hypervisor>) -> anyhow::Result<()> {
-        if let Some(claim) = first.and_then(|hypervisor| hypervisor.claim.as_ref()) {
-            match claim.crashed {
-                Some(Crashed { pid, in_earlier_boot: true }) => {
-                    warn!(pid, "the host went down under the last run; what it left is cleaned up");
-                }
-                Some(Crashed { pid, .. }) => {
-                    warn!(pid, "the last run did not end in order; what it left is cleaned up")
-                }
-                None => {}
-            }
-            claim.begin();
+    /// Has so many slots be there as the configuration says.
+    async fn have_slots(&self, config: &config::Pool, first: bool) -> anyhow::Result<()> {
+        if first {
             slots::clean_beyond(&config.state_dir.join("slots"), config.slots, config.ssh_port_base).await;
         }
         let wanted = (0..config.slots).map(|number| slot_numbered(config, number)).collect();
@@ -129,7 +123,7 @@ impl Pool {
         self.0.slots.set(wanted).await;
         drop(place);
         // Before anything of an earlier run is removed, what uses it has to be gone.
-        if first.is_some() && tokio::time::timeout(SETTLING, self.0.slots.settled()).await.is_err() {
+        if first && tokio::time::timeout(SETTLING, self.0.slots.settled()).await.is_err() {
             warn!("slots of an earlier run are still being cleaned");
         }
         Ok(())

@@ -13,7 +13,8 @@
 //!
 //! Those who want one wait in one queue, for a slot and for what the [`Budget`] promises with it. Only the first in it is
 //! served: a small machine does not overtake a large one, which might else wait for ever. Slot and promise are got
-//! together or not at all, so that nobody who waits keeps from others what is of no use without the rest.
+//! together or not at all, so that nobody who waits keeps from others what is of no use without the rest. While the worker is
+//! paused nobody is served.
 //!
 //! How many slots there are may change while machines run. New ones begin like all others. Those that are too many, the
 //! ones of the highest numbers, are *retired*: nobody gets them any more, and each goes when it is clean.
@@ -21,6 +22,7 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -54,6 +56,8 @@ pub(crate) struct Slots {
     wanted: mpsc::Sender<Want>,
     census: watch::Receiver<Census>,
     board: Board,
+    /// Whether none is handed out.
+    paused: Arc<watch::Sender<bool>>,
 }
 
 /// How the slots are.
@@ -200,9 +204,20 @@ impl Slots {
         let (wanted, wants) = mpsc::channel(WAITING);
         let (census_out, census) = watch::channel(Census::default());
         let board = Board::default();
-        let keeper = Keeper::new(budget, tasks.clone(), census_out, board.clone());
+        let (paused, pauses) = watch::channel(false);
+        let keeper = Keeper::new(budget, tasks.clone(), census_out, board.clone(), pauses);
         tokio::spawn(tasks.watch("the slots' task", End::Never, keeper.run(wants)));
-        Slots { wanted, census, board }
+        Slots { wanted, census, board, paused: Arc::new(paused) }
+    }
+
+    /// Hands out none from now on, or does again. Those that are leased stay so.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.paused.send_if_modified(|old| std::mem::replace(old, paused) != paused);
+    }
+
+    /// Whether none is handed out.
+    pub(crate) fn is_paused(&self) -> bool {
+        *self.paused.borrow()
     }
 
     /// Has only these slots be there, whose numbers are the first. The others go as soon as no machine is in them.
@@ -291,6 +306,7 @@ struct Keeper {
     tasks: CoreTasks,
     census: watch::Sender<Census>,
     board: Board,
+    paused: watch::Receiver<bool>,
     waiting: VecDeque<Waiting>,
     /// At most one message for each slot is in either of these, so they need no bound.
     returned: (mpsc::UnboundedSender<Used>, mpsc::UnboundedReceiver<Used>),
@@ -303,13 +319,20 @@ struct Cleaned {
 }
 
 impl Keeper {
-    fn new(budget: Budget, tasks: CoreTasks, census: watch::Sender<Census>, board: Board) -> Self {
+    fn new(
+        budget: Budget,
+        tasks: CoreTasks,
+        census: watch::Sender<Census>,
+        board: Board,
+        paused: watch::Receiver<bool>,
+    ) -> Self {
         Keeper {
             places: Vec::new(),
             budget,
             tasks,
             census,
             board,
+            paused,
             waiting: VecDeque::new(),
             returned: mpsc::unbounded_channel(),
             cleaned: mpsc::unbounded_channel(),
@@ -333,7 +356,8 @@ impl Keeper {
                 want = wants.recv(), if wanted => match want {
                     Some(Want::Waiting(waiting)) => self.waiting.push_back(waiting),
                     Some(Want::AtOnce { need, answer }) => {
-                        let lease = if self.waiting.is_empty() { self.place(need).ok() } else { None };
+                        let idle = self.waiting.is_empty() && !self.is_paused();
+                        let lease = if idle { self.place(need).ok() } else { None };
                         // One who asks no more drops the lease, which returns the slot.
                         let _ = answer.send(lease);
                     }
@@ -354,6 +378,7 @@ impl Keeper {
                 },
                 Some(Cleaned { used, result }) = self.cleaned.1.recv() => self.judge(used, result),
                 _ = promises.changed() => {}
+                Ok(()) = self.paused.changed() => {}
                 () = turn::given_up(self.waiting.front_mut()) => {}
                 () = tokio::time::sleep(DISK_LOOK), if self.budget.disk_was_low() || self.waits_for_disk() => {
                     self.budget.disk_is_low();
@@ -447,6 +472,9 @@ impl Keeper {
     /// Gives slots to those who wait, in their order, and tells the others what they wait for.
     fn hand_out(&mut self) {
         self.waiting.retain(|waiting| !waiting.has_left());
+        if self.is_paused() {
+            return self.waiting.iter().for_each(|waiting| waiting.tell(Wait::Paused));
+        }
         let first = loop {
             let Some(first) = self.waiting.front() else { return };
             match self.place(first.need) {
@@ -486,6 +514,10 @@ impl Keeper {
         }
     }
 
+    fn is_paused(&self) -> bool {
+        *self.paused.borrow()
+    }
+
     fn waits_for_disk(&self) -> bool {
         let wait = self.waiting.front().and_then(Waiting::waits_for);
         matches!(wait, Some(Wait::Short(shortage)) if shortage.is_of_disk())
@@ -516,7 +548,7 @@ impl Keeper {
     }
 
     fn lack(&self, slotless: Option<Need>) -> Lack {
-        let first = self.waiting.front().map(|first| first.need);
+        let first = self.waiting.front().filter(|_| !self.is_paused()).map(|first| first.need);
         let Some(need) = first.or(slotless) else { return Lack::default() };
         let coming = self.places.iter().filter_map(|place| match place.state {
             State::Free => Some((place, 0)),

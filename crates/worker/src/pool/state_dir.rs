@@ -10,9 +10,11 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
+use thiserror::Error;
+use tracing::warn;
 
 /// The largest record that is read, in bytes.
 const MAX_RECORD: u64 = 1024;
@@ -48,8 +50,21 @@ struct Record<'a> {
     running: Option<(u32, &'a str)>,
 }
 
+/// Why the state directory is not ours.
+#[derive(Debug, Error)]
+pub(super) enum ClaimError {
+    /// It is another worker's.
+    #[error(
+        "another kvm-worker (process {pid}) uses {}; stop it, or give this one another pool.state_dir", .directory.display()
+    )]
+    Taken { pid: String, directory: PathBuf },
+    /// It is not there and can't be made, or can't be written to.
+    #[error(transparent)]
+    Unusable(#[from] anyhow::Error),
+}
+
 /// Makes the state directory ours alone.
-pub(super) fn claim(state_dir: &Path) -> anyhow::Result<Claim> {
+pub(super) fn claim(state_dir: &Path) -> Result<Claim, ClaimError> {
     make_lasting_directory(state_dir)?;
     let path = state_dir.join("lock");
     let lock = File::options()
@@ -66,12 +81,11 @@ pub(super) fn claim(state_dir: &Path) -> anyhow::Result<Claim> {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
             let pid = parse(&text).pid.map_or("of an unknown number".to_owned(), |pid| pid.to_string());
-            bail!(
-                "another kvm-worker (process {pid}) uses {}; stop it, or give this one another pool.state_dir",
-                state_dir.display()
-            );
+            return Err(ClaimError::Taken { pid, directory: state_dir.to_owned() });
         }
-        Err(TryLockError::Error(error)) => return Err(error).with_context(|| format!("lock {}", path.display())),
+        Err(TryLockError::Error(error)) => {
+            return Err(anyhow::Error::from(error).context(format!("lock {}", path.display())).into());
+        }
     }
     // What a power failure did to it can't be read, and says nothing.
     let last = if read.is_ok() { parse(&text) } else { Record::default() };
@@ -94,6 +108,17 @@ pub(super) fn claim(state_dir: &Path) -> anyhow::Result<Claim> {
 }
 
 impl Claim {
+    /// Says whether the last run ended in order.
+    pub(super) fn say_what_was_left(&self) {
+        match self.crashed {
+            Some(Crashed { pid, in_earlier_boot: true }) => {
+                warn!(pid, "the host went down under the last run; what it left is cleaned up");
+            }
+            Some(Crashed { pid, .. }) => warn!(pid, "the last run did not end in order; what it left is cleaned up"),
+            None => {}
+        }
+    }
+
     /// Notes that the slots are used from now on. If it can't be written, the next start says something wrong, and that is all.
     pub(super) fn begin(&self) {
         let _ = self.write(Some((self.own.pid, &self.own.boot_id)));

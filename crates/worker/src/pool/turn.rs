@@ -12,6 +12,8 @@ pub(crate) enum Wait {
     Slot { slots: u16, quarantined: Vec<(u16, String)> },
     /// For what machines take of the host.
     Short(Shortage),
+    /// For the end of a pause of the whole worker.
+    Paused,
     /// For those who came before, the first of whom does not fit.
     Turn { ahead: usize, first: Shortage },
 }

@@ -270,7 +270,7 @@ fn what_lies_beside_the_file_is_told() {
     assert!(told(&format!("worker.basedir is not {directory:?}: buildbot.tac names another directory")), "{report}");
     assert!(
         told(&format!(
-            "machines need a second directory: set pool.state_dir with the first image, for its default \"{basedir}-vms\" is longer than 80 bytes"
+            "machines, and commands such as kvm-worker drain, need a second directory: set pool.state_dir, at the latest with the first image, for its default \"{basedir}-vms\" is longer than 80 bytes"
         )),
         "{report}"
     );

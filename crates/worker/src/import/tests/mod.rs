@@ -223,7 +223,7 @@ fn settings_have_another_name_or_a_remedy() {
         "",
         ", allow_shutdown='file'",
         &[
-            "dropped: allow_shutdown = \"file\" (buildbot.tac:2): no SIGHUP and no shutdown.stamp here; SIGUSR1 lets the builds finish first, over PB, and so does a graceful shutdown on the master's page",
+            "dropped: allow_shutdown = \"file\" (buildbot.tac:2): no SIGHUP and no shutdown.stamp here; SIGUSR1 lets the builds finish first, and so does a graceful shutdown on the master's page",
         ],
     );
     check(

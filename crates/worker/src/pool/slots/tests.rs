@@ -79,6 +79,7 @@ async fn told(turn: &mut Turn) -> String {
     match turn.next().await {
         Step::Leased(lease) => format!("slot {}", lease.slot()),
         Step::Waits(Wait::Slot { slots, .. }) => format!("all {slots} slots"),
+        Step::Waits(Wait::Paused) => "paused".to_owned(),
         Step::Waits(Wait::Short(shortage)) => shortage.to_string(),
         Step::Waits(Wait::Turn { ahead, first }) => format!("{ahead} ahead, {first}"),
     }
@@ -117,6 +118,39 @@ async fn those_who_wait_are_served_in_order_and_those_who_left_are_skipped() {
     drop(left);
     drop(first);
     assert_eq!(next.await.slot().number(), 0);
+}
+
+#[tokio::test]
+async fn nobody_is_served_in_a_pause_and_all_in_their_order_after_it() {
+    let (_directory, slots) = slots(2).await;
+    slots.settled().await;
+    let leased = slots.lease(need(1)).await;
+    slots.pause(true);
+    let (mut first, mut second) = (slots.queue(need(1)).await, slots.queue(need(1)).await);
+    assert_eq!((told(&mut first).await, told(&mut second).await), ("paused".to_owned(), "paused".to_owned()));
+    assert!(slots.lease_at_once(need(1)).await.is_none());
+    assert_eq!(slots.lack(None).await, Lack::default());
+    // Who has one keeps it until it is given back, which serves nobody either.
+    drop(leased);
+    slots.changes().wait_for(|census| census.free == 2).await.expect("the slots are there");
+    assert!(futures_util::poll!(Box::pin(first.next())).is_pending());
+    slots.pause(false);
+    assert_eq!((told(&mut first).await, told(&mut second).await), ("slot 0".to_owned(), "slot 1".to_owned()));
+    assert_eq!(slots.census(), census(2, 0));
+}
+
+#[tokio::test]
+async fn those_who_wait_for_a_slot_wait_for_the_end_of_a_pause_too() {
+    let (_directory, slots) = slots(1).await;
+    let first = slots.lease(need(1)).await;
+    let mut next = slots.queue(need(1)).await;
+    assert_eq!(told(&mut next).await, "all 1 slots");
+    slots.pause(true);
+    assert_eq!(told(&mut next).await, "paused");
+    slots.pause(false);
+    assert_eq!(told(&mut next).await, "all 1 slots");
+    drop(first);
+    assert_eq!(told(&mut next).await, "slot 0");
 }
 
 #[tokio::test]

@@ -35,8 +35,7 @@ impl Site {
         let config = Config::load(Some(&file), &Overrides::default()).expect("it is right");
         let images = config.images.into_iter().map(|(name, image)| (name, Arc::new(image))).collect();
         let qemu = qemu::Qemu::probe(&config.pool.qemu, &config.pool.qemu_img).await.expect("qemu is installed");
-        let claim = crate::pool::state_dir::claim(directory.path()).expect("it is nobody's");
-        let hypervisor = Hypervisor { qemu, accelerator: qemu::Accelerator::Tcg, claim: Some(claim) };
+        let hypervisor = Hypervisor { qemu, accelerator: qemu::Accelerator::Tcg };
         Site { directory, images, hypervisor }
     }
 

@@ -171,7 +171,7 @@ impl Pool {
         progress: &dyn Progress,
     ) -> Option<Raised> {
         let warm = &self.0.warm;
-        if image.warm == 0 || self.0.budget.disk_is_low() {
+        if image.warm == 0 || self.0.slots.is_paused() || self.0.budget.disk_is_low() {
             return None;
         }
         // Looks what clones are made of now, so that no build gets what it would not get a clone of.
