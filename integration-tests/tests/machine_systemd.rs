@@ -63,7 +63,7 @@ impl Site {
 
 /// Steps of one test, because they share a guest that takes a while to boot.
 #[test]
-fn systemd_starts_drains_and_restarts_the_worker() -> Result<()> {
+fn systemd_starts_reloads_drains_and_restarts_the_worker() -> Result<()> {
     let plan = Master::plan().speaking(Protocol::Pb);
     let mut master =
         plan.builder("env", r#"steps.ShellCommand(command="env; id; pwd"),"#).builder("waiting", WAITING).start()?;
@@ -77,6 +77,7 @@ fn systemd_starts_drains_and_restarts_the_worker() -> Result<()> {
     builds_run_as_its_user(&site)?;
     its_log_is_the_journals(&site)?;
     stops_and_starts(&site)?;
+    reloads(&site)?;
     site.survives(&format!("systemctl kill --kill-who=main --signal KILL {UNIT}"))?;
     site.survives(&format!("systemctl kill --kill-who=main --signal STOP {UNIT}"))?;
     contains_all(&site.host.journal(UNIT)?, &["Watchdog timeout"])?;
@@ -183,4 +184,21 @@ fn is_left_alone_with_a_bad_configuration(site: &Site) -> Result<()> {
         site.host.until(unit, property, value)?;
     }
     contains_all(&site.host.journal(unit)?, &["worker.name: is missing"])
+}
+
+/// A build that runs does not notice, and a configuration that is wrong fails the reload alone.
+fn reloads(site: &Site) -> Result<()> {
+    site.hold_up()?;
+    let (pid, request) = (site.main_pid()?, site.master.force("waiting")?);
+    site.master.printed(request, "begun", SOON)?;
+    site.host.run("printf '[log]\nfilter = \"debug\"\n' >>/etc/kvm-worker/ci.toml")?;
+    site.host.run(&format!("systemctl reload {UNIT}"))?;
+    contains_all(&site.host.journal(UNIT)?, &["log.filter"])?;
+    site.host.run("echo 'no = toml =' >>/etc/kvm-worker/ci.toml")?;
+    ensure!(site.host.run(&format!("systemctl reload {UNIT}")).is_err(), "a bad configuration was taken up");
+    site.host.run(&format!("sed -i '/^no = toml/d' /etc/kvm-worker/ci.toml && systemctl reload {UNIT}"))?;
+    site.let_go()?;
+    site.master.complete(request, SOON)?.succeeded()?;
+    ensure!(site.main_pid()? == pid, "it is another process");
+    Ok(())
 }
