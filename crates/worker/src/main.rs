@@ -70,10 +70,7 @@ fn main() -> ExitCode {
         Verb::Completions { shell } => about::completions(shell),
         Verb::Man { directory } => about::manual(directory.as_deref()),
         Verb::Version { worker, json } => about::version(&worker, json),
-        Verb::PrintConfig => {
-            print!("{}", config::DEFAULT_FILE);
-            ExitCode::SUCCESS
-        }
+        Verb::PrintConfig => ask::shown(config::DEFAULT_FILE),
     }
 }
 
