@@ -15,7 +15,7 @@ use toml::{Table, Value};
 use crate::artefacts::worker_binary;
 use crate::port::is_free;
 use crate::scratch::Scratch;
-use crate::{Daemon, Guest, Master, Ports, Running, SOON, WITH_GUESTS, Worker};
+use crate::{Daemon, Guest, Master, Ports, Running, SOON, Terminal, WITH_GUESTS, Worker};
 
 /// How long something that was killed may take to go.
 const GOING: Duration = Duration::from_secs(10);
@@ -125,6 +125,11 @@ impl KvmHost {
     /// Begins to do so, for what does not end by itself.
     pub fn begin(&self, arguments: &[&str]) -> Result<Daemon> {
         Daemon::spawn("kvm-worker", &mut self.asking(arguments)?, None)
+    }
+
+    /// Begins to do so on a terminal.
+    pub fn on_terminal(&self, arguments: &[&str]) -> Result<Terminal> {
+        Terminal::start(&mut self.asking(arguments)?)
     }
 
     /// The command that does so.

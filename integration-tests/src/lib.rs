@@ -6,6 +6,7 @@
 //! Worker    the worker's process
 //! Rig       one of each, for the tests that need no more
 //! Line      a TCP proxy between the two, to cut or to wrap in TLS
+//! Terminal  a terminal, and a program that runs on it
 //! ServiceManager   what a worker is told to tell how it is
 //! SystemdHost   a guest with a real systemd, where the worker is a service
 //! Guest     the disks and keys made by `scripts/setup image`
@@ -35,6 +36,7 @@ mod service_manager;
 mod snapshot;
 mod stuck;
 mod systemd_host;
+mod terminal;
 mod transcript;
 mod worker;
 
@@ -53,6 +55,7 @@ pub use service_manager::ServiceManager;
 pub use snapshot::Snapshot;
 pub use stuck::Stuck;
 pub use systemd_host::SystemdHost;
+pub use terminal::Terminal;
 pub use transcript::Transcript;
 pub use worker::Worker;
 

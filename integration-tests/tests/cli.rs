@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::process::Output;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Guest, KvmHost, SOON, contains_all};
+use integration_tests::{Guest, KvmHost, SOON, Terminal, contains_all};
 use rustix::process::Signal;
 use serde_json::Value;
 
@@ -83,6 +83,35 @@ fn watching_goes_on_until_it_is_interrupted() -> Result<()> {
     worker.stop()?;
     assert_eq!(watching.wait(SOON)?.code(), Some(1));
     watching.transcript().find("kvm-worker: ", SOON)?;
+    host.nothing_left()
+}
+
+#[test]
+fn watching_gives_the_terminal_back_as_it_was() -> Result<()> {
+    let host = host()?;
+    let mut worker = host.start()?;
+    worker.transcript().find("not connected", SOON)?;
+    // q, and Ctrl-C as a terminal sends it.
+    for key in ["q", "\u{3}"] {
+        let mut terminal = host.on_terminal(&["status", "--watch"])?;
+        terminal.screen().find("2 slots: 2 free", SOON)?;
+        let mark = terminal.screen().mark();
+        terminal.screen().find_from(mark, "2 slots: 2 free", SOON)?;
+        terminal.press(key)?;
+        assert_eq!(terminal.wait(SOON)?.code(), Some(0));
+        terminal.is_as_before()?;
+        let screen = terminal.screen().text();
+        ensure!(screen.starts_with("\u{1b}[?1049h") && screen.ends_with("\u{1b}[?1049l"), "{screen:?}");
+        contains_all(&screen, &["\u{1b}[32mrunning\u{1b}[0m"])?;
+    }
+    // Who wants no colours gets none, and nothing is left of what turned meanwhile.
+    let mut command = host.asking(&["status"])?;
+    let mut terminal = Terminal::start(command.env("NO_COLOR", "1"))?;
+    assert_eq!(terminal.wait(SOON)?.code(), Some(0));
+    let page = terminal.screen().text();
+    contains_all(&page, &["worker: running, up for "])?;
+    ensure!(!page.contains('\u{1b}'), "{page:?}");
+    worker.stop()?;
     host.nothing_left()
 }
 

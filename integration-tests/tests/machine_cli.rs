@@ -236,6 +236,29 @@ fn an_interrupt_leaves_nothing_where_no_worker_runs() -> Result<()> {
 }
 
 #[test]
+fn a_person_is_let_in_where_there_is_no_command() -> Result<()> {
+    let host = alone(1)?;
+    let mut worker = None;
+    for _ in 0..2 {
+        let mut terminal = host.on_terminal(&["exec", "plain"])?;
+        // Once it is there the shell finds what was typed before.
+        terminal.press("id -un; echo $((6 * 7)); exit 5\n")?;
+        assert_eq!(terminal.wait(WITH_GUESTS)?.code(), Some(5), "{}", terminal.screen().text());
+        contains_all(&terminal.screen().text(), &["qemu started", "buildbot", "42"])?;
+        terminal.is_as_before()?;
+        host.slots_clean()?;
+        // The same with a worker.
+        if worker.is_none() {
+            let started = host.start()?;
+            started.transcript().find("started", SOON)?;
+            worker = Some(started);
+        }
+    }
+    worker.context("it runs")?.stop()?;
+    host.nothing_left()
+}
+
+#[test]
 fn warm_machines_and_templates_show() -> Result<()> {
     let mut host = alone(1)?;
     host.set("pool.warm_max_load", 1000.0);

@@ -12,7 +12,10 @@ const TICK: Duration = Duration::from_millis(120);
 
 /// Shows how something goes on: on a terminal in one line that goes away, else in a line for each word of it.
 #[derive(Debug)]
-pub(super) enum Screen {
+pub(super) struct Screen(Form);
+
+#[derive(Debug)]
+enum Form {
     /// Nothing is shown.
     Quiet,
     Lines,
@@ -21,17 +24,17 @@ pub(super) enum Screen {
 
 impl Screen {
     pub(super) fn quiet() -> Self {
-        Screen::Quiet
+        Screen(Form::Quiet)
     }
 
     /// For what there is more to say of.
     pub(super) fn talking() -> Self {
-        if std::io::stderr().is_terminal() { Screen::turning(String::new()) } else { Screen::Lines }
+        if std::io::stderr().is_terminal() { Screen::turning(String::new()) } else { Screen(Form::Lines) }
     }
 
     /// For what there is nothing more to say of.
     pub(super) fn waiting(what: String) -> Self {
-        if std::io::stderr().is_terminal() { Screen::turning(what) } else { Screen::Quiet }
+        if std::io::stderr().is_terminal() { Screen::turning(what) } else { Screen(Form::Quiet) }
     }
 
     fn turning(what: String) -> Self {
@@ -40,23 +43,23 @@ impl Screen {
             bar.set_style(style);
         }
         bar.enable_steady_tick(TICK);
-        Screen::Turning(bar)
+        Screen(Form::Turning(bar))
     }
 
     /// Tells how it goes on.
     pub(super) fn tell(&self, line: &str) {
-        match self {
-            Screen::Quiet => {}
-            Screen::Lines => say(line),
-            Screen::Turning(bar) => bar.set_message(plain(line.as_bytes()).replace(['\n', '\t'], " ")),
+        match &self.0 {
+            Form::Quiet => {}
+            Form::Lines => say(line),
+            Form::Turning(bar) => bar.set_message(plain(line.as_bytes()).replace(['\n', '\t'], " ")),
         }
     }
 
     /// Takes away what would be in the way of what comes now; from here on what is told stays.
     pub(super) fn clear(&mut self) {
-        if let Screen::Turning(bar) = self {
+        if let Form::Turning(bar) = &self.0 {
             bar.finish_and_clear();
-            *self = Screen::Lines;
+            self.0 = Form::Lines;
         }
     }
 }
