@@ -240,7 +240,10 @@ pub(super) struct Shown(pub Notice);
 
 impl Drop for Shown {
     fn drop(&mut self) {
-        self.0.board.forget(self.0.slot);
+        // It may have become one of the pool's since.
+        if !self.0.is_over() {
+            self.0.board.forget(self.0.slot);
+        }
     }
 }
 

@@ -346,6 +346,10 @@ async fn slots_that_are_too_many_go_when_no_machine_is_in_them() {
     gone(0, 1).await;
     slots.settled().await;
     assert_eq!(slots.census(), census(1, 1));
+    let shown = || slots.board().slots().into_iter().map(|(slot, note)| (slot, note.state)).collect::<Vec<_>>();
+    assert_eq!(shown(), [(0, SlotState::Free)]);
+    scene.set(2).await;
+    assert_eq!(shown().len(), 2);
 }
 
 #[tokio::test]
