@@ -61,6 +61,35 @@ fn status_tells_of_a_master_that_is_not_there_and_of_free_slots() -> Result<()> 
 }
 
 #[test]
+fn status_tells_of_a_pause_in_which_nobody_gets_a_machine() -> Result<()> {
+    let host = host()?;
+    let mut worker = host.start()?;
+    worker.transcript().find("not connected", SOON)?;
+    assert_eq!(host.ask(&["pause"])?.status.code(), Some(0));
+    contains_all(&said(&host.ask(&["status"])?).1, &["worker: paused, up for "])?;
+    let (status, _, error) = said(&host.ask(&["exec", "plain", "--", "true"])?);
+    assert_eq!(status, Some(125));
+    contains_all(&error, &["the worker is paused; no machine is started"])?;
+    assert_eq!(host.ask(&["resume"])?.status.code(), Some(0));
+    assert_eq!(host.status()?["state"], "running");
+    worker.stop()?;
+    host.nothing_left()
+}
+
+#[test]
+fn worker_without_images_tells_of_its_line() -> Result<()> {
+    let host = KvmHost::at(NOWHERE)?;
+    let mut worker = host.start()?;
+    worker.transcript().find("not connected", SOON)?;
+    let (status, page, error) = said(&host.ask(&["status"])?);
+    assert_eq!(status, Some(0), "{error}");
+    assert_eq!(page.lines().count(), 2, "{page}");
+    assert_eq!(host.status()?["slots"], serde_json::json!([]));
+    worker.stop()?;
+    host.nothing_left()
+}
+
+#[test]
 fn watching_goes_on_until_it_is_interrupted() -> Result<()> {
     let host = host()?;
     let mut worker = host.start()?;
