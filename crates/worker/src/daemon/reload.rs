@@ -96,7 +96,7 @@ impl Daemon {
         reload.waiting.extend(asked);
         let (origin, now, pool) = (reload.origin.clone(), Arc::clone(&self.config), self.pool.clone());
         let password = reload.access.borrow().password.clone();
-        // Without images nobody listens, as at the start.
+        // Without images there may have been no place for the socket.
         let listen = self.control.is_none().then(|| (super::patience(&self.told), self.core.clone()));
         reload.task = Some(tokio::spawn(async move {
             let mut reloaded = take_up(origin, &now, &password, &pool).await?;
