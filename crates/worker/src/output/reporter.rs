@@ -25,6 +25,8 @@ const SOON: Duration = Duration::from_millis(150);
 /// A reporter that is dropped without a word completes the command with a failure.
 #[derive(Debug)]
 pub(crate) struct Reporter {
+    command_id: CommandId,
+    link: MasterLink,
     queue: mpsc::Sender<Item>,
     completion: oneshot::Sender<Completion>,
     task: JoinHandle<()>,
@@ -60,8 +62,8 @@ impl Reporter {
         let (queue, items) = mpsc::channel(QUEUE);
         let (completion, completed) = oneshot::channel();
         let report = Report {
-            command_id,
-            link,
+            command_id: command_id.clone(),
+            link: link.clone(),
             settings: settings.clone(),
             buffer: Buffer::new(settings),
             streams: Vec::new(),
@@ -71,7 +73,7 @@ impl Reporter {
             // The line is lost: nobody is left to report to.
             let _ = report.run(items, completed).await;
         });
-        Reporter { queue, completion, task }
+        Reporter { command_id, link, queue, completion, task }
     }
 
     /// Reports standard error.
@@ -116,9 +118,14 @@ impl Reporter {
     }
 
     async fn end(self, completion: Completion) {
-        // If the task has ended, so has the line.
+        let abandoned = matches!(completion, Completion::Abandoned);
+        // If the task has ended well, so has the line.
         let _ = self.completion.send(completion);
-        let _ = self.task.await;
+        if self.task.await.is_err() && !abandoned {
+            // Without this the master would wait for ever. What was said last is lost, so the command can't count as done.
+            let failure = Some("the worker broke down while it reported what the command did: see its log".to_owned());
+            let _ = self.link.tell(Call::Complete { command_id: self.command_id, failure }).await;
+        }
     }
 }
 
@@ -320,6 +327,25 @@ mod tests {
             text(Stream::Log("zoo".to_owned()), "animal\n", &[6]),
         ];
         assert_eq!(all(&mut calls).await, [Said::Update(expected), Said::Complete(None)]);
+    }
+
+    #[tokio::test]
+    async fn a_command_whose_report_broke_down_is_completed_all_the_same() {
+        let (reporter, mut calls) = reporter();
+        // As a panic would.
+        reporter.task.abort();
+        stdout(&reporter, "lost\n").await;
+        reporter.complete(None).await;
+        let said = all(&mut calls).await;
+        assert!(matches!(&said[..], [Said::Complete(Some(failure))] if failure.contains("broke down")), "{said:?}");
+    }
+
+    #[tokio::test]
+    async fn a_line_that_is_to_be_abandoned_hears_nothing_of_a_report_that_broke_down() {
+        let (reporter, mut calls) = reporter();
+        reporter.task.abort();
+        reporter.abandon().await;
+        assert_eq!(all(&mut calls).await, []);
     }
 
     #[tokio::test]
