@@ -140,9 +140,10 @@ fn state(state: SlotWord) -> (&'static str, Option<Colour>) {
 /// What there is no column for.
 fn remarks(slot: &SlotStatus) -> Vec<String> {
     let why = slot.why.as_ref().map(|why| format!("can't be cleaned: {}", printable(why)));
+    let leaving = slot.leaving.then(|| "goes when it is free, as there are to be fewer".to_owned());
     let held = slot.held_seconds.map(|seconds| format!("held for a person for {} more", span(seconds)));
     let console = slot.console.as_ref().map(|line| format!("console: {}", printable(line)));
-    let remarks = [why, held, console].into_iter().flatten();
+    let remarks = [why, leaving, held, console].into_iter().flatten();
     remarks.map(|remark| format!("slot {}: {remark}", slot.slot)).collect()
 }
 
@@ -185,6 +186,7 @@ mod tests {
             state,
             seconds,
             why: None,
+            leaving: false,
             doing: None,
             doing_seconds: None,
             held_seconds: None,
@@ -268,6 +270,7 @@ mod tests {
             generation: Some(1),
             how: text("warm"),
             held_seconds: Some(600.0),
+            leaving: true,
             pid: Some(4713),
             ..slot(3, SlotWord::Held, 3000.0)
         };
@@ -293,6 +296,7 @@ SLOT  STATE            FOR  BUILDER      STEP                        FOR  IMAGE 
    3  held          50 min  try #4       -                             -  plain        warm   2225  4713        -
    4  quarantined  1 d 1 h  -            -                             -  -            -      2226     -        -
 slot 1: console: [    1.3] Run /init\\u{7}
+slot 3: goes when it is free, as there are to be fewer
 slot 3: held for a person for 10 min more
 slot 4: can't be cleaned: remove /s/slots/4: Permission denied
 

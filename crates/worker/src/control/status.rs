@@ -70,6 +70,8 @@ pub(crate) struct SlotStatus {
     pub seconds: f64,
     /// Why it is quarantined.
     pub why: Option<String>,
+    /// Whether it goes when it is free, as a reload made the slots fewer.
+    pub leaving: bool,
     /// What is being done for the machine in it, and for how long.
     pub doing: Option<String>,
     pub doing_seconds: Option<f64>,

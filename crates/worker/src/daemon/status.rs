@@ -116,6 +116,7 @@ fn slot_status(report: &SlotReport, commands: &[RunningCommand]) -> SlotStatus {
         state,
         seconds: note.since.elapsed().as_secs_f64(),
         why,
+        leaving: note.leaving,
         doing: note.doing.as_ref().map(|(what, _)| what.clone()),
         doing_seconds: note.doing.as_ref().map(|(_, since)| since.elapsed().as_secs_f64()),
         held_seconds: held.map(|held| held.as_secs_f64()),

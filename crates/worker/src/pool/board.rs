@@ -34,6 +34,8 @@ pub(crate) struct Note {
     pub doing: Option<(String, Instant)>,
     /// Its QEMU.
     pub pid: Option<u32>,
+    /// Whether the slot goes when it is free, as there are to be fewer.
+    pub leaving: bool,
     /// Tells one lease from the next.
     lease: u64,
 }
@@ -122,6 +124,13 @@ impl Board {
         }
     }
 
+    /// Notes whether a slot goes when it is free.
+    pub(super) fn leaves(&self, slot: u16, leaving: bool) {
+        if let Some(note) = self.notes().slots.get_mut(&slot) {
+            note.leaving = leaving;
+        }
+    }
+
     /// Notes that somebody has a slot from now on.
     pub(super) fn let_in(&self, slot: u16) -> Notice {
         let mut notes = self.notes();
@@ -164,7 +173,7 @@ impl Board {
 
 impl Note {
     fn new(state: SlotState, lease: u64) -> Self {
-        Note { state, since: Instant::now(), occupant: None, doing: None, pid: None, lease }
+        Note { state, since: Instant::now(), occupant: None, doing: None, pid: None, leaving: false, lease }
     }
 
     fn turn(&mut self, state: SlotState) {

@@ -422,6 +422,7 @@ impl Keeper {
     fn set_slots(&mut self, slots: Vec<Slot>) {
         for place in &mut self.places {
             place.retired = !slots.contains(&place.slot);
+            self.board.leaves(place.slot.number(), place.retired);
         }
         self.let_go();
         for slot in slots {

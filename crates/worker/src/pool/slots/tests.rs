@@ -331,6 +331,8 @@ async fn slots_that_are_too_many_go_when_no_machine_is_in_them() {
     let leases = [slots.lease(need(1)).await, slots.lease(need(1)).await, slots.lease(need(1)).await];
     scene.set(1).await;
     assert_eq!(slots.census(), Census { retired: 2, beyond: 3, ..census(1, 0) });
+    let leaving = || slots.board().slots().into_iter().map(|(slot, note)| (slot, note.leaving)).collect::<Vec<_>>();
+    assert_eq!(leaving(), [(0, false), (1, true), (2, true)]);
     let [first, second, third] = leases;
     drop(second);
     let mut turn = slots.queue(need(1)).await;
@@ -360,6 +362,7 @@ async fn a_slot_that_was_to_go_may_stay_after_all() {
     scene.set(1).await;
     scene.set(3).await;
     assert_eq!(slots.census().slots, 3);
+    assert!(slots.board().slots().values().all(|note| !note.leaving));
     drop(leases);
     slots.settled().await;
     assert_eq!(slots.census(), census(3, 3));
