@@ -134,7 +134,7 @@ impl Line {
         let dir = not_an_option(dir);
         self.raw("; cd -- ").quoted(&dir).raw(" 2>/dev/null || { ");
         if missing == Missing::Make {
-            self.raw("l_why=$(mkdir -p -- ").quoted(&dir).raw(" 2>&1) || l_fail mkdir \"$l_why\"; ");
+            self.raw("l_why=$(LC_ALL=C mkdir -p -- ").quoted(&dir).raw(" 2>&1) || l_fail mkdir \"$l_why\"; ");
         }
         self.raw("l_why=$(cd -- ").quoted(&dir).raw(" 2>&1) || l_fail cd \"$l_why\"; cd -- ").quoted(&dir).raw("; }");
     }

@@ -56,9 +56,6 @@ pub(super) async fn execute(
     let environment = environment::compose(place.environment(), &shell.env, &workdir)?;
     let report = Report { reporter, status, started: Instant::now() };
     let start = async {
-        if let Err(error) = place.make_directory(&workdir).await {
-            return Err(report.no_workdir(&workdir, &error).await);
-        }
         let logfiles = Logfiles::before(place, reporter, &shell.logfiles, &workdir).await;
         let pty = shell.use_pty && shell.initial_stdin.is_none();
         reporter.header(header::header(shell, &workdir, &environment, pty)).await;
@@ -175,16 +172,6 @@ impl Report<'_> {
         self.rc(KILLED).await
     }
 
-    async fn no_workdir(&self, workdir: &Path, error: &std::io::Error) -> Result<i32, Failure> {
-        if let Some(reason) = os_error::place_lost(error) {
-            return Ok(self.lost(reason).await);
-        }
-        let why = format!("can't make the workdir {}: {}", workdir.display(), os_error::text(error));
-        self.reporter.stderr(format!("{why}\n")).await;
-        self.rc(KILLED).await;
-        Err(Failure(why))
-    }
-
     async fn not_started(&self, error: SpawnError) -> Result<i32, Failure> {
         match error {
             SpawnError::Program { .. } | SpawnError::Workdir { .. } => {
@@ -192,13 +179,19 @@ impl Report<'_> {
                 Ok(self.rc(NOT_EXECUTED).await)
             }
             SpawnError::Lost(reason) => Ok(self.lost(reason).await),
-            SpawnError::Other(error) => {
-                let why = format!("can't start the program: {error}");
-                self.reporter.stderr(format!("{why}\n")).await;
-                self.rc(KILLED).await;
-                Err(Failure(why))
+            SpawnError::NoWorkdir { workdir, source } => {
+                self.impossible(format!("can't make the workdir {}: {}", workdir.display(), os_error::text(&source)))
+                    .await
             }
+            SpawnError::Other(error) => self.impossible(format!("can't start the program: {error}")).await,
         }
+    }
+
+    /// It is not the step's fault that there is no program.
+    async fn impossible(&self, why: String) -> Result<i32, Failure> {
+        self.reporter.stderr(format!("{why}\n")).await;
+        self.rc(KILLED).await;
+        Err(Failure(why))
     }
 
     async fn lost(&self, reason: String) -> i32 {

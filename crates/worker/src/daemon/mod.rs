@@ -751,8 +751,12 @@ async fn run_in_guest(
     let entering = async {
         let guest = Guest::new(machine.way_in().await?, machine.fate());
         for directory in builder_dirs.iter().filter(|directory| !machine.has_made(directory)) {
+            let path = machine.image.guest_basedir.join(directory);
+            if makes(&command, &path) {
+                continue;
+            }
             // On the host it is always there. If it can't be made, the command finds out.
-            let _ = guest.make_directory(&machine.image.guest_basedir.join(directory)).await;
+            let _ = guest.make_directory(&path).await;
             machine.note_made(directory);
         }
         Ok(guest)
@@ -765,6 +769,11 @@ async fn run_in_guest(
         Some(log) => commands::vm::beside(work, &machine, log).await,
         None => work.await,
     }
+}
+
+/// Whether a command makes a directory itself, as a program's workdir is made with its parents.
+fn makes(command: &Command, directory: &Path) -> bool {
+    matches!(command, Command::Shell(shell) if shell.workdir.starts_with(directory))
 }
 
 /// The builder's directory that a path of the host is in: the first below the base directory. Over MessagePack nothing else

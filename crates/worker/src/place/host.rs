@@ -42,6 +42,9 @@ impl Place for Host {
 
     async fn spawn(&self, program: Program) -> Result<Box<dyn Process>, SpawnError> {
         let Program { argv, workdir, environment, stdin, pty } = program;
+        if let Err(source) = host_files::make_directory(&workdir).await {
+            return Err(SpawnError::NoWorkdir { workdir, source });
+        }
         let mut argv = argv.into_iter();
         let command = process::Command::new(argv.next().unwrap_or_default())
             .args(argv)

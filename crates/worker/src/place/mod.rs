@@ -38,7 +38,8 @@ pub(crate) trait Place: Send + Sync {
     /// Where a path from `~` begins.
     fn home(&self) -> PathBuf;
 
-    /// Starts a program.
+    /// Starts a program. Its workdir is made, with its parents, if it is not there: at once, as each thing that is done in a
+    /// guest takes time.
     async fn spawn(&self, program: Program) -> Result<Box<dyn Process>, SpawnError>;
 
     /// Mode, inode, device, links, uid, gid, size, access, modification and change time of what `path` leads to.
@@ -143,6 +144,14 @@ pub(crate) enum SpawnError {
     Program {
         /// Its name.
         program: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The workdir is not there, and can't be made.
+    #[error("{}: {source}", .workdir.display())]
+    NoWorkdir {
+        /// The directory.
+        workdir: PathBuf,
         /// What the operating system said.
         source: io::Error,
     },

@@ -180,6 +180,40 @@ fn refusal_is_the_systems(at: Where) {
     });
 }
 
+fn a_workdir_is_made_for_its_program(at: Where) {
+    at_place(at, async |place, root| {
+        fs::write(root.join("f"), "x").expect("a file");
+        symlink("d", root.join("link")).expect("a link");
+        let spawn = async |workdir: &Path| {
+            let argv = ["/bin/sh", "-c", "echo here >> made"].map(OsString::from).to_vec();
+            let environment = place.environment();
+            let stdin = Bytes::new();
+            place.spawn(Program { argv, workdir: workdir.to_owned(), environment, stdin, pty: false }).await
+        };
+        // The second time it is there.
+        for name in ["d", "d", "a/b/-c d", "link"] {
+            let mut process = spawn(&root.join(name)).await.unwrap_or_else(|error| panic!("spawn in {name}: {error}"));
+            let ending = loop {
+                if let Event::Ended(ending) = process.event().await {
+                    break ending;
+                }
+            };
+            assert_eq!(ending, Ending::Exited { status: 0 }, "{name}");
+        }
+        assert_eq!(fs::read_to_string(root.join("d/made")).expect("made"), "here\nhere\nhere\n");
+        assert_eq!(fs::read_to_string(root.join("a/b/-c d/made")).expect("made"), "here\n");
+        let long = "n".repeat(300);
+        for (name, errno) in [("f", libc::EEXIST), ("f/x", libc::ENOTDIR), (&long, libc::ENAMETOOLONG)] {
+            match spawn(&root.join(name)).await {
+                Err(SpawnError::NoWorkdir { workdir, source }) => {
+                    assert_eq!((workdir, source.raw_os_error()), (root.join(name), Some(errno)));
+                }
+                other => panic!("{name}: {:?}", other.map(|_| ())),
+            }
+        }
+    });
+}
+
 fn names_are_bytes_of_any_kind(at: Where) {
     at_place(at, async |place, root| {
         let directory = root.join(OsStr::from_bytes(b"-dir\nof \xff'"));
@@ -466,6 +500,7 @@ fn a_read_that_fails_in_the_middle_is_an_error_in_a_guest() {
 
 everywhere! {
     refusal_is_the_systems
+    a_workdir_is_made_for_its_program
     names_are_bytes_of_any_kind
     numbers_are_the_systems
     a_file_is_read_from_any_byte_on

@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use super::environment::changed;
+use super::refusal::refusal;
 use super::{Guest, cause};
 use crate::place::{Ending, Event, NO_PROGRAM, Process, Program, SpawnError};
 use crate::pool::Fate;
@@ -53,7 +54,10 @@ impl Guest {
 
     async fn spawn_error(&self, program: &Program, error: ssh::ExecError) -> SpawnError {
         match error {
-            ssh::ExecError::EnterDir { .. } | ssh::ExecError::MakeDir { .. } => {
+            ssh::ExecError::MakeDir { why, .. } => {
+                SpawnError::NoWorkdir { workdir: program.workdir.clone(), source: refusal(&why) }
+            }
+            ssh::ExecError::EnterDir { .. } => {
                 SpawnError::Workdir { workdir: program.workdir.clone(), source: io::Error::other(error) }
             }
             ssh::ExecError::NoProgram { program } => SpawnError::Program {
@@ -73,19 +77,13 @@ impl Guest {
     }
 }
 
-/// The command, and where it runs. A command line that is for a shell is for the guest's own where that is not `sh`; and
-/// nothing makes directories there but the command itself.
+/// The command, and where it runs. A command line that is for a shell is for the guest's own where that is not `sh`.
 fn begin(program: &Program, dialect: &ssh::Dialect) -> ssh::Exec {
-    let workdir = program.workdir.as_os_str().as_bytes();
-    match &program.argv[..] {
-        [sh, c, line] if !dialect.is_posix() && sh == "/bin/sh" && c == "-c" => {
-            ssh::Exec::shell(line.as_bytes()).dir(workdir, ssh::Missing::Make)
-        }
-        argv => {
-            let missing = if dialect.is_posix() { ssh::Missing::Fail } else { ssh::Missing::Make };
-            ssh::Exec::argv(argv.iter().map(|word| word.as_bytes())).dir(workdir, missing)
-        }
-    }
+    let exec = match &program.argv[..] {
+        [sh, c, line] if !dialect.is_posix() && sh == "/bin/sh" && c == "-c" => ssh::Exec::shell(line.as_bytes()),
+        argv => ssh::Exec::argv(argv.iter().map(|word| word.as_bytes())),
+    };
+    exec.dir(program.workdir.as_os_str().as_bytes(), ssh::Missing::Make)
 }
 
 /// A program of a build, and all that it starts.
@@ -178,8 +176,8 @@ mod tests {
             assert_eq!(begin(&program, &dialect), expected, "{argv:?}");
         };
         let line = ["/bin/sh", "-c", "make all"];
-        check(&line, Dialect::LINUX, Exec::argv(line).dir("/b", Missing::Fail));
-        check(&line, Dialect::BSD, Exec::argv(line).dir("/b", Missing::Fail));
+        check(&line, Dialect::LINUX, Exec::argv(line).dir("/b", Missing::Make));
+        check(&line, Dialect::BSD, Exec::argv(line).dir("/b", Missing::Make));
         check(&line, Dialect::WINDOWS, Exec::shell("make all").dir("/b", Missing::Make));
         check(&["nmake"], Dialect::WINDOWS, Exec::argv(["nmake"]).dir("/b", Missing::Make));
     }
