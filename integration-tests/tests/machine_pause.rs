@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, Results, Rig, SOON, WITH_GUESTS, contains_all};
+use integration_tests::{Guest, KvmHost, Master, Results, Rig, SOON, ServiceManager, WITH_GUESTS, contains_all};
 use rustix::process::Signal;
 
 const STEPS: &str = r#"
@@ -134,13 +134,18 @@ fn signals_during_the_start_have_their_effect_after_it() -> Result<()> {
 #[test]
 fn signals_that_end_a_worker_end_its_start() -> Result<()> {
     for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT"), (Signal::USR1, "SIGUSR1")] {
-        let host = slow_to_start()?;
+        let mut host = slow_to_start()?;
+        let manager = ServiceManager::of(&mut host)?;
         let mut worker = host.start()?;
         began(&host)?;
+        ensure!(!manager.told().text().contains("READY=1"), "it was ready during the start");
         worker.signal(signal)?;
         let status = worker.wait(SOON)?;
         ensure!(status.code() == Some(0), "the worker ended with {status}");
         worker.transcript().find(&format!("stopped during the start: {name}"), SOON)?;
+        // systemd starts a service again that ended without having been ready.
+        manager.told().find("STOPPING=1", SOON)?;
+        contains_all(&manager.told().text(), &["READY=1"])?;
         host.kill_all()?;
     }
     Ok(())

@@ -82,13 +82,15 @@ impl Notifier {
             Box::pin(async move { pool.is_alive().await })
         };
         let watchdog = sd_notify::watchdog_enabled().map(|period| Watchdog::new(period / 2, Box::new(pulse)));
-        // It waits only while the service manager itself, which takes it off the socket, does not run.
-        let say = |states: &[NotifyState<'_>]| {
-            if let Err(error) = sd_notify::notify(states) {
-                debug!("tell the service manager: {error}");
-            }
-        };
         Notifier(Some(Telling::new(master, pool.changes(), watchdog, say)))
+    }
+
+    /// Tells that the worker was told to end before it was ready. A service that ends without having been ready has failed
+    /// for a service manager, whatever its exit status, and would be started again.
+    pub(crate) fn ended_early() {
+        if crate::info::is_a_service() {
+            say(&[NotifyState::Ready, NotifyState::Stopping]);
+        }
     }
 
     /// Notes what happens to the line.
@@ -140,6 +142,13 @@ impl Notifier {
         let Some(telling) = &mut self.0 else { return };
         let status = format!("stopping: {}", one_line(why));
         (telling.say)(&[NotifyState::Stopping, NotifyState::Status(&status), extension(within)]);
+    }
+}
+
+/// Waits only while the service manager itself, which takes it off the socket, does not run.
+fn say(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        debug!("tell the service manager: {error}");
     }
 }
 

@@ -113,6 +113,7 @@ async fn run_with(
         pool = Pool::open(&config, &core) => pool.context("open the pool of machines")?,
         signal = signals.ending() => {
             info!("stopped during the start: {}", signal.name);
+            Notifier::ended_early();
             return Ok(());
         }
     };
