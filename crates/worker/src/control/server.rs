@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{UnixListener, UnixSocket, UnixStream};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -195,11 +195,12 @@ async fn conversation(
     if asked.send(Question { request, talk: near }).await.is_err() {
         return stopping();
     }
-    // Ends when the client does, or says what it was not asked for; else it would have to be kept for it.
+    // Ends when the client does, or says what it was not asked for; else it would have to be kept for it. What was asked for
+    // may come when nobody wants it any more, as the answer is already on its way.
     let hearing = async {
         while let Some(line) = line(&mut reader).await
             && let Ok(heard) = serde_json::from_slice::<Input>(&line)
-            && input.try_send(heard).is_ok()
+            && !matches!(input.try_send(heard), Err(TrySendError::Full(_)))
         {}
     };
     let saying = async {

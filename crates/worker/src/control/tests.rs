@@ -224,6 +224,45 @@ async fn a_client_that_takes_nothing_holds_up_who_talks_to_it() {
     assert_eq!(tokio::time::timeout(SOON, talking).await.expect("it ends"), Err(Gone));
 }
 
+/// The command has ended, but what it wrote is still on its way, when input comes that it asked for.
+#[tokio::test]
+async fn input_that_comes_too_late_costs_no_output() {
+    const LINES: usize = 10;
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut server = listen(directory.path(), SOON).await;
+    let path = socket(directory.path());
+    let begin = move || Conversation::begin(&path, &exec(), SOON);
+    let mut conversation = tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("it is asked");
+    let Question { mut talk, .. } = server.next().await;
+    let lines = talk.lines();
+    let wants = tokio::time::timeout(Duration::from_millis(100), talk.stdin()).await;
+    assert!(wants.is_err(), "there was input");
+    for _ in 0..LINES {
+        lines.say(Response::Stdout(Bytes(vec![0; BLOCK]))).await.expect("the client is there");
+    }
+    talk.answer(Ok(Answer::Ran(Ran::Exited { status: 3 }))).await;
+    let reading = tokio::task::spawn_blocking(move || {
+        let voice = conversation.voice().expect("it can speak");
+        for _ in 0..2 {
+            voice.say(&Input::Stdin(Bytes(b"late".to_vec()))).expect("said");
+        }
+        // Until it has been heard.
+        std::thread::sleep(Duration::from_millis(200));
+        let mut heard = Vec::new();
+        loop {
+            let line = conversation.next().expect("nothing is lost");
+            let is_last = line.is_last();
+            heard.push(line);
+            if is_last {
+                return heard;
+            }
+        }
+    });
+    let heard = reading.await.expect("it does not panic");
+    let output = heard.iter().filter(|line| matches!(line, Response::Stdout(_))).count();
+    assert_eq!(output, LINES);
+}
+
 #[tokio::test]
 async fn the_socket_of_another_worker_is_left_alone() {
     let directory = tempfile::tempdir().expect("a directory");
