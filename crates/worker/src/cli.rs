@@ -310,13 +310,13 @@ pub(crate) struct Exec {
     #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(16..))]
     memory_mib: Option<u32>,
     /// How long the command may run. The machine may run for pool.time_to_live at most.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    #[arg(long, requires = "command", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     timeout: Option<u64>,
     /// Keep the machine after the command for so long, and at most for pool.max_hold, to look into it.
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
+    #[arg(long, requires = "command", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=31_536_000))]
     keep: Option<u64>,
     /// Pass standard input on to the command. Without, it has none.
-    #[arg(short = 'i', long)]
+    #[arg(short = 'i', long, requires = "command")]
     stdin: bool,
     /// The image.
     image: ImageName,
@@ -371,6 +371,27 @@ impl Run {
             name: self.name.clone(),
             password_file: self.password_file.clone(),
             basedir: self.basedir.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn what_is_for_a_command_needs_one() {
+        let parses = |options: &str, command: &str| {
+            let line = format!("kvm-worker exec {options} debian {command}");
+            Cli::try_parse_from(line.split_whitespace()).is_ok()
+        };
+        for options in ["", "-q", "--cpus 2"] {
+            assert!(parses(options, "") && parses(options, "-- true"), "{options}");
+        }
+        for options in ["-i", "--keep 60", "--timeout 60"] {
+            assert!(!parses(options, "") && parses(options, "-- true"), "{options}");
         }
     }
 }
