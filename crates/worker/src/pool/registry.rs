@@ -208,10 +208,11 @@ impl<M: Tenant> Registry<M> {
         self.lent.push(Arc::clone(machine));
     }
 
-    /// Holds a machine that a person has; returns what [`hold`](Self::hold) does.
-    pub(super) fn hold_lent(&mut self, machine: &Arc<M>, most: usize) -> Vec<Arc<M>> {
-        self.lent.retain(|lent| !Arc::ptr_eq(lent, machine));
-        self.hold_another(machine, most)
+    /// Holds a machine that a person has; returns what [`hold`](Self::hold) does, or nothing if it was let go meanwhile.
+    pub(super) fn hold_lent(&mut self, machine: &Arc<M>, most: usize) -> Option<Vec<Arc<M>>> {
+        let place = self.lent.iter().position(|lent| Arc::ptr_eq(lent, machine))?;
+        self.lent.swap_remove(place);
+        Some(self.hold_another(machine, most))
     }
 
     /// The machines that people have, and those that are held for them.
@@ -478,14 +479,16 @@ mod tests {
         assert_eq!(registry.release(Scope::All).len(), 1);
         assert!(registry.tenant(|machine| machine.0 == "one").is_none());
 
-        assert!(registry.hold_lent(&two, 1).is_empty());
+        assert!(registry.hold_lent(&two, 1).is_some_and(|displaced| displaced.is_empty()));
         assert_eq!(names(&registry), (vec!["two"], vec!["two", "one"]));
-        let displaced: Vec<_> = registry.hold_lent(&one, 1).iter().map(|machine| machine.0).collect();
-        assert_eq!(displaced, ["two"]);
+        let displaced = registry.hold_lent(&one, 1).expect("it was lent");
+        assert_eq!(displaced.iter().map(|machine| machine.0).collect::<Vec<_>>(), ["two"]);
         assert!(registry.let_go(&one) && !registry.let_go(&two));
         assert_eq!(names(&registry), (vec![], vec![]));
         registry.lend(&one);
         assert!(!registry.let_go(&one));
+        // It ended while its person had it: nothing is left to hold.
+        assert!(registry.hold_lent(&one, 1).is_none());
         assert_eq!(names(&registry), (vec![], vec![]));
     }
 

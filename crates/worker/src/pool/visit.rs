@@ -60,6 +60,7 @@ impl Visit {
         let Some(machine) = self.machine.as_ref().filter(|_| most > 0) else { return Ok(None) };
         let login = self.pool.login_line(machine)?;
         let displaced = self.pool.machines().hold_lent(machine, most);
+        let displaced = displaced.ok_or_else(|| VmError::NotRunning(machine.fate().vm().clone()))?;
         let held = self.pool.run_on(Arc::clone(machine), displaced, asked, login);
         self.machine = None;
         Ok(Some(held))
