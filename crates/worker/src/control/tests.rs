@@ -274,6 +274,12 @@ async fn the_socket_of_another_worker_is_left_alone() {
     let nowhere = Control { socket: directory.path().join("missing/control.sock"), group: None };
     let error = Server::listen(&nowhere, |_| SOON, &CoreTasks::new().0).await.expect_err("there is no directory");
     assert!(format!("{error:#}").contains("there is no directory"), "{error:#}");
+    let file = directory.path().join("notes");
+    std::fs::write(&file, "dear to somebody").expect("written");
+    let mistaken = Control { socket: file.clone(), group: None };
+    let error = Server::listen(&mistaken, |_| SOON, &CoreTasks::new().0).await.expect_err("there is a file");
+    assert!(format!("{error:#}").contains("something else than a socket"), "{error:#}");
+    assert_eq!(std::fs::read_to_string(&file).expect("it is still there"), "dear to somebody");
     let unknown = Control { group: Some("no such group".to_owned()), ..control };
     let error = Server::listen(&unknown, |_| SOON, &CoreTasks::new().0).await.expect_err("there is no group");
     assert!(format!("{error:#}").contains("there is no such group"), "{error:#}");
