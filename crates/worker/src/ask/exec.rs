@@ -3,10 +3,13 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::process::ExitCode;
 
+use anyhow::bail;
+use nix::unistd::Uid;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::screen::{Screen, say};
 use super::{begin, ssh};
+use crate::check::owner_beside_root;
 use crate::cli::Worker;
 use crate::config::{Config, Log, LogFormat};
 use crate::control::{
@@ -61,6 +64,11 @@ fn by_worker(mut conversation: Conversation, screen: Screen) -> anyhow::Result<u
 
 /// No worker runs, so this is done here, with the state directory to ourselves.
 fn alone(config: &Config, wanted: Exec, screen: Screen) -> anyhow::Result<u8> {
+    let state_dir = &config.pool.state_dir;
+    if let Some(owner) = owner_beside_root(Uid::effective(), state_dir) {
+        let state_dir = state_dir.display();
+        bail!("no worker runs, and {state_dir} is {owner}'s: run it as that user: sudo -u {owner} kvm-worker exec");
+    }
     log::start(&Log { filter: "warn".to_owned(), format: LogFormat::Text });
     let runtime = tokio::runtime::Runtime::new()?;
     let status = runtime.block_on(async {

@@ -57,6 +57,13 @@ pub(super) fn look_at_user(config: &Config) -> Option<Finding> {
     (owner != 0).then(|| Finding::warning("user", text, Some(remedy)))
 }
 
+/// The user whose directory this is, or is going to be, if `user` is root and the other one is not. What root makes in it
+/// that user can't use.
+pub(crate) fn owner_beside_root(user: Uid, directory: &Path) -> Option<String> {
+    let there = directory.ancestors().find_map(|path| std::fs::metadata(path).ok())?;
+    (user.is_root() && there.uid() != 0).then(|| name(there.uid()))
+}
+
 fn see(path: &Path) -> Seen {
     let writable =
         |path: &Path| access(path, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|error| error.desc().to_owned());
@@ -149,6 +156,21 @@ fn name(user: u32) -> String {
 mod tests {
     use super::super::finding::Verdict;
     use super::*;
+
+    #[test]
+    fn root_is_told_whose_a_directory_is() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let nobody = Uid::from_raw(65534);
+        // Who is not root has made it for himself.
+        let _ = nix::unistd::chown(directory.path(), Some(nobody), None);
+        let owner = name(std::fs::metadata(directory.path()).expect("it is there").uid());
+        let below = directory.path().join("not/there/yet");
+        let root = Uid::from_raw(0);
+        assert_eq!(owner_beside_root(root, directory.path()), Some(owner.clone()));
+        assert_eq!(owner_beside_root(root, &below), Some(owner));
+        assert_eq!(owner_beside_root(nobody, &below), None);
+        assert_eq!(owner_beside_root(root, Path::new("/proc/1/fd/none")), None);
+    }
 
     #[test]
     fn a_directory_is_there_or_can_be_made() {

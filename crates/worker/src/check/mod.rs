@@ -21,6 +21,7 @@ use protocol::command::Name;
 use crate::config::{Config, Problems};
 use crate::pool;
 pub(crate) use command::{check, check_images};
+pub(crate) use directories::owner_beside_root;
 use finding::{Finding, Group, Report};
 
 /// How long anything may take that is looked at. What asks QEMU or the master has shorter times of its own.
