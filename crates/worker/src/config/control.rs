@@ -32,7 +32,7 @@ impl Control {
             section.problem(
                 "group",
                 &format_args!("{group:?}"),
-                "set control.socket, too, to a path that the group can reach, such as /run/kvm-worker/control.sock: nobody but the \
+                "set control.socket, too, to a path that the group can reach, such as /run/kvm-worker/NAME/control.sock: nobody but the \
                  worker's user gets into pool.state_dir, where it is by default",
             );
         }
