@@ -81,10 +81,14 @@ enum Blow {
     StoppedTwice,
     /// The worker is to end after the builds that run.
     Drained,
+    /// The worker gives out no machines for a moment.
+    Paused,
+    /// The worker reads its configuration again, which has another number of slots.
+    Reloaded,
 }
 
 /// Each as often as it should come, relative to the others.
-const BLOWS: [Blow; 12] = [
+const BLOWS: [Blow; 16] = [
     Blow::MachineKilled,
     Blow::MachineKilled,
     Blow::MachineKilled,
@@ -97,6 +101,10 @@ const BLOWS: [Blow; 12] = [
     Blow::Stopped,
     Blow::StoppedTwice,
     Blow::Drained,
+    Blow::Paused,
+    Blow::Paused,
+    Blow::Reloaded,
+    Blow::Reloaded,
 ];
 
 over_both_protocols! { every_build_succeeds_at_last_whatever_signals_come }
@@ -114,7 +122,7 @@ fn every_build_succeeds_at_last_whatever_signals_come(protocol: Protocol) -> Res
     let mut chaos = Chaos { rig, rng, deck: Vec::new(), blows: BTreeMap::new(), builds: Builds::default() };
     for _ in 0..signals {
         chaos.builds.keep_up(&chaos.rig.master)?;
-        chaos.blow_once(protocol)?;
+        chaos.blow_once()?;
     }
     let Chaos { mut rig, blows, mut builds, .. } = chaos;
     builds.complete(&rig.master)?;
@@ -203,13 +211,13 @@ struct Chaos {
 
 impl Chaos {
     /// Does something to a process at a random moment.
-    fn blow_once(&mut self, protocol: Protocol) -> Result<()> {
+    fn blow_once(&mut self) -> Result<()> {
         if self.deck.is_empty() {
             self.deck.extend(BLOWS);
             self.rng.shuffle(&mut self.deck);
         }
         let blow = self.deck.pop().context("the deck is full")?;
-        let ends_all = !matches!(blow, Blow::MachineKilled | Blow::MachineHalted | Blow::Halted);
+        let ends_all = matches!(blow, Blow::Killed | Blow::Stopped | Blow::StoppedTwice | Blow::Drained);
         // It is the moment that is to be random; there is no event to wait for. Builds come to something in between.
         self.wait(if ends_all { 3000..12_000 } else { 300..4000 });
         eprintln!("{blow:?}");
@@ -231,13 +239,23 @@ impl Chaos {
                 self.wait(200..3000);
                 self.rig.worker.signal(Signal::CONT)?;
             }
-            Blow::Drained if protocol == Protocol::Pb => {
+            Blow::Paused => {
+                self.rig.worker.signal(Signal::USR2)?;
+                self.wait(200..3000);
+                self.rig.worker.signal(Signal::USR2)?;
+            }
+            Blow::Reloaded => {
+                self.rig.host.set("pool.slots", self.rng.i64(i64::from(SLOTS) - 1..=i64::from(SLOTS)));
+                self.rig.host.write_configuration()?;
+                self.rig.worker.signal(Signal::HUP)?;
+            }
+            Blow::Drained => {
                 self.rig.worker.signal(Signal::USR1)?;
                 // The builds that run end first.
                 ended(self.rig.worker.wait(WITH_GUESTS)?)?;
                 self.rig.worker = self.rig.host.attach(&self.rig.master)?;
             }
-            Blow::Killed | Blow::Stopped | Blow::StoppedTwice | Blow::Drained => self.end_worker(blow)?,
+            Blow::Killed | Blow::Stopped | Blow::StoppedTwice => self.end_worker(blow)?,
         }
         Ok(())
     }
