@@ -47,14 +47,11 @@ pub(super) fn look(config: &Config, running: &io::Result<Option<u32>>) -> Vec<Fi
 
 /// Who this is run as; worth a line only for root, whom everything lets pass.
 pub(super) fn look_at_user(config: &Config) -> Option<Finding> {
-    if !Uid::effective().is_root() {
-        return None;
-    }
-    let owner = std::fs::metadata(&config.worker.basedir).ok()?.uid();
-    let text =
-        format!("root, and the worker's directories are {}'s: what that user may not is not noticed", name(owner));
-    let remedy = format!("run it as that user: sudo -u {} kvm-worker check", name(owner));
-    (owner != 0).then(|| Finding::warning("user", text, Some(remedy)))
+    let basedir = &config.worker.basedir;
+    let owner = owner_beside_root(Uid::effective(), basedir).filter(|_| basedir.exists())?;
+    let text = format!("root, and the worker's directories are {owner}'s: what that user may not is not noticed");
+    let remedy = format!("run it as that user: sudo -u {owner} kvm-worker check");
+    Some(Finding::warning("user", text, Some(remedy)))
 }
 
 /// The user whose directory this is, or is going to be, if `user` is root and the other one is not. What root makes in it
