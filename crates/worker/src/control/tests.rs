@@ -136,6 +136,13 @@ fn exec() -> Request {
     })
 }
 
+/// What a client begins that wants a command to run.
+async fn begun(directory: &Path) -> Conversation {
+    let path = socket(directory);
+    let begin = move || Conversation::begin(&path, &exec(), SOON);
+    tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("somebody listens")
+}
+
 #[tokio::test]
 async fn output_comes_before_the_answer_and_input_when_it_is_asked_for() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -182,13 +189,8 @@ async fn output_comes_before_the_answer_and_input_when_it_is_asked_for() {
 async fn a_client_that_goes_or_says_what_it_was_not_asked_for_is_noticed() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut server = listen(directory.path(), SOON).await;
-    let path = socket(directory.path());
     for talkative in [false, true] {
-        let begin = {
-            let path = path.clone();
-            move || Conversation::begin(&path, &exec(), SOON)
-        };
-        let conversation = tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("it is asked");
+        let conversation = begun(directory.path()).await;
         let Question { talk, .. } = server.next().await;
         if talkative {
             let voice = conversation.voice().expect("it can speak");
@@ -206,9 +208,7 @@ async fn a_client_that_goes_or_says_what_it_was_not_asked_for_is_noticed() {
 async fn a_client_that_takes_nothing_holds_up_who_talks_to_it() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut server = listen(directory.path(), SOON).await;
-    let path = socket(directory.path());
-    let begin = move || Conversation::begin(&path, &exec(), SOON);
-    let conversation = tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("it is asked");
+    let conversation = begun(directory.path()).await;
     let Question { talk, .. } = server.next().await;
     let lines = talk.lines();
     let talking = async {
@@ -230,9 +230,7 @@ async fn input_that_comes_too_late_costs_no_output() {
     const LINES: usize = 10;
     let directory = tempfile::tempdir().expect("a directory");
     let mut server = listen(directory.path(), SOON).await;
-    let path = socket(directory.path());
-    let begin = move || Conversation::begin(&path, &exec(), SOON);
-    let mut conversation = tokio::task::spawn_blocking(begin).await.expect("it does not panic").expect("it is asked");
+    let mut conversation = begun(directory.path()).await;
     let Question { mut talk, .. } = server.next().await;
     let lines = talk.lines();
     let wants = tokio::time::timeout(Duration::from_millis(100), talk.stdin()).await;
