@@ -3,10 +3,13 @@ from __future__ import annotations
 from typing import Any
 
 from buildbot.config import ConfigErrors
+from buildbot.locks import MasterLock
 from buildbot.process.properties import Interpolate
 from buildbot.process.results import CANCELLED, EXCEPTION, FAILURE, RETRY, SKIPPED, SUCCESS, WARNINGS
 from buildbot.test.steps import Expect
 from twisted.internet import defer
+from twisted.internet.error import ConnectionLost
+from twisted.python.failure import Failure
 
 from buildbot_kvm import StopVM
 from step_case import PYTHON_WORKER, StepCase, failed
@@ -69,6 +72,59 @@ KEPT = {
 KEPT_SUMMARY = "VM kept until 01:00 UTC; on the host of w1: ssh -p 2223 -i /k buildbot@127.0.0.1"
 
 
+def stop_while_it_begins(case: StepCase, step: StopVM, reason: str | Failure) -> None:
+    """Have the build stopped when the step runs and the worker has not been told yet."""
+    add_log = step.addLog
+
+    def stopped(name: str) -> Any:
+        case.build.stopped = True
+        step.interrupt(reason)
+        return add_log(name)
+
+    case.patch(step, "addLog", stopped)
+
+
+class StoppedMeanwhile(StepCase):
+    """A user stops the build once it is at its StopVM, or for the second time."""
+
+    @defer.inlineCallbacks
+    def test_machine_is_stopped_if_the_step_only_begins(self) -> Any:
+        stop_while_it_begins(self, self.prepare(StopVM()), "not wanted")
+        self.expect_commands(vm_stop().update("vm", STOPPED).exit(0))
+        self.expect_outcome(result=SUCCESS, state_string="VM stopped (quit, 20 ms)")
+        yield self.run_step()
+
+    @defer.inlineCallbacks
+    def test_machine_is_stopped_if_the_step_has_not_begun(self) -> Any:
+        step = self.prepare(StopVM())
+        self.expect_commands(vm_stop().update("vm", STOPPED).exit(0))
+        self.expect_outcome(result=SUCCESS, state_string="VM stopped (quit, 20 ms)")
+        yield step.interrupt("not wanted")
+        yield self.run_step()
+
+    @defer.inlineCallbacks
+    def test_command_that_runs_is_interrupted(self) -> Any:
+        step = self.prepare(StopVM())
+        expected = Expect("vm_stop", vm_stop().args, interrupted=True)
+        self.expect_commands(expected.behavior(lambda _: step.interrupt("not wanted")).exit(1))
+        self.interrupt_nth_remote_command(0)
+        self.expect_outcome(result=CANCELLED)
+        yield self.run_step()
+
+    @defer.inlineCallbacks
+    def test_line_that_is_lost_ends_the_step(self) -> Any:
+        stop_while_it_begins(self, self.prepare(StopVM()), Failure(ConnectionLost()))
+        self.expect_outcome(result=CANCELLED)
+        yield self.run_step()
+
+    @defer.inlineCallbacks
+    def test_wait_for_a_lock_is_given_up(self) -> Any:
+        step = self.prepare(StopVM(locks=[MasterLock("disk").access("exclusive")]))
+        yield step.addStep()
+        yield step.interrupt("not wanted")
+        self.assertTrue(step.stopped)
+
+
 class StoppingAfter(StepCase):
     """What the build has come to decides."""
 
@@ -126,6 +182,14 @@ class Saving(StoppingAfter):
 
     def test_build_that_is_being_stopped_publishes_nothing(self) -> defer.Deferred[Any]:
         return self.check_not_saved(SUCCESS, stopped=True)
+
+    @defer.inlineCallbacks
+    def test_build_that_is_stopped_while_the_step_begins_publishes_nothing(self) -> Any:
+        stop_while_it_begins(self, self.prepare(StopVM(save="cache")), "not wanted")
+        self.expect_no_property("vm_saved_generation")
+        self.expect_commands(vm_stop().update("vm", STOPPED).exit(0))
+        self.expect_outcome(SUCCESS, "VM stopped (quit, 20 ms), not saved as the build did not succeed")
+        yield self.run_step()
 
     @defer.inlineCallbacks
     def test_property_of_a_named_machine_bears_its_name(self) -> Any:

@@ -21,8 +21,9 @@ class _Command(BuildStep):
         return defer.ensureDeferred(self._send())
 
     async def _send(self) -> int:
-        command = RemoteCommand(self.vm_command, {"vm": self.vm, **self.arguments()})
         log = await self.addLog("stdio")
+        # From here to the sending nothing is waited for: what the arguments say of the build still holds.
+        command = RemoteCommand(self.vm_command, {"vm": self.vm, **self.arguments()})
         command.useLog(log)
         self.log_console(command)
         await self.runCommand(command)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from buildbot.process.results import EXCEPTION, FAILURE, SKIPPED, SUCCESS, WARNINGS
 from twisted.internet import defer
+from twisted.python.failure import Failure
 
 from buildbot_kvm.command import VMCommand, whole_number
 from buildbot_kvm.judging import latest
@@ -79,13 +80,28 @@ class StopVM(VMCommand):
         if not self.workerVersion("vm_stop"):
             self._done = f"no {self.called()} to stop"
             return defer.succeed(SKIPPED)
+        self._decide()
+        return super().run()
+
+    def interrupt(self, reason: str | Failure) -> Any:
+        """Interrupt the command, if it runs already, and a wait for locks.
+
+        A user who stops the build in the moment before the worker is told wants the machine stopped all the more:
+        a step that ended here would leave it running.
+        """
+        if self.cmd is not None or self.locks or isinstance(reason, Failure):
+            return super().interrupt(reason)
+        self._decide()
+        return defer.succeed(None)
+
+    def _decide(self) -> None:
+        """Find out from the build so far what is to become of the machine."""
         results = self.build.results
         self._saving = bool(self.save) and not self.build.stopped and results in {None, SUCCESS, WARNINGS}
         self._keeping = bool(self.keep_on_failure) and not self.build.stopped and results in {FAILURE, EXCEPTION}
         if not self._saving:
             # What the build found out does not depend on this machine any more.
             self._vm_results = {"vm_stop_failed": WARNINGS, "vm_lost": WARNINGS}
-        return super().run()
 
     def arguments(self) -> dict[str, Any]:
         """Give the arguments of ``vm_stop``."""
