@@ -153,6 +153,21 @@ fn drains(site: &Site) -> Result<()> {
     site.ended_well()?;
     // Nothing is to be drained now.
     site.host.run("systemctl start kvm-worker-drain@ci")?;
+    start(site)?;
+
+    // One that has crashed and waits to be started again is not.
+    let patient = format!("/etc/systemd/system/{UNIT}.d/patient.conf");
+    site.host.write(&patient, "[Service]\nRestartSec=1000\n")?;
+    site.host.run(&format!("systemctl daemon-reload; systemctl kill --kill-who=main --signal KILL {UNIT}"))?;
+    site.host.until(UNIT, "SubState", "auto-restart")?;
+    site.host.run("systemctl start kvm-worker-drain@ci")?;
+    ensure!(site.host.property(UNIT, "ActiveState")? == "inactive", "it is still to be started again");
+    site.host.run(&format!("rm {patient}; systemctl daemon-reload"))?;
+    start(site)
+}
+
+/// Starts the worker, and has it run a build.
+fn start(site: &Site) -> Result<()> {
     let mark = site.master.transcript().mark();
     site.host.run(&format!("systemctl start {UNIT}"))?;
     site.master.attached(mark, Master::WORKER)?;
