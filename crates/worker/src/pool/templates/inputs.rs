@@ -66,6 +66,16 @@ impl Inputs {
         note("login", format!("{} at port {}", image.user, image.ssh_port));
         note("profile", format!("{:?}", image.profile));
         note("warm_up", image.warm_up.clone().unwrap_or_default());
+        // Making a clone new is tried before the guest is frozen, and leaves its marks there.
+        let fresh = [(image.fresh_host_name, "host name"), (image.fresh_machine_id, "machine id")];
+        let fresh: Vec<_> = fresh.into_iter().filter_map(|(is, what)| is.then_some(what)).collect();
+        if !fresh.is_empty() {
+            note("fresh", fresh.join(", "));
+        }
+        let files: Vec<_> = media(&image.qemu_args).filter_map(|file| DiskIdentity::of(file).ok()).collect();
+        if !files.is_empty() {
+            note("media", files.iter().map(DiskIdentity::to_string).collect::<Vec<_>>().join(", "));
+        }
         Ok(Inputs(inputs))
     }
 
@@ -88,7 +98,11 @@ impl Inputs {
         let changed = names.filter(|name| self.0.get(*name) != earlier.0.get(*name)).map(|name| {
             let text = |inputs: &Inputs| inputs.0.get(name).map_or("nothing", String::as_str).to_owned();
             let (was, is) = (text(earlier), text(self));
-            if was.len() + is.len() > MAX_SHOWN { name.clone() } else { format!("{name} (was {was}, is {is})") }
+            if was.len() + is.len() > MAX_SHOWN {
+                name.clone()
+            } else {
+                format!("{name} (was {was}, is {is})")
+            }
         });
         changed.collect::<Vec<_>>().join(", ")
     }
@@ -130,6 +144,19 @@ impl Processor {
             read("/proc/sys/kernel/osrelease")?.trim()
         )))
     }
+}
+
+/// The files among QEMU's arguments that a guest can only read, such as a seed for its first boot. What it can write is
+/// another file after every boot, and can't be told apart so.
+fn media(arguments: &[String]) -> impl Iterator<Item = &Path> {
+    let before = [""].into_iter().chain(arguments.iter().map(String::as_str));
+    let words = before.zip(arguments).flat_map(|(before, word)| {
+        let read_only = word.split(',').any(|part| matches!(part, "media=cdrom" | "readonly=on" | "read-only=on"));
+        let named = word.split(',').filter_map(|part| part.split_once('=')).map(|(_, value)| value);
+        let drive = named.filter(move |_| read_only);
+        drive.chain((before == "-cdrom").then_some(word.as_str()))
+    });
+    words.filter(|word| word.starts_with('/')).map(Path::new)
 }
 
 /// Whether a processor model of QEMU's is made of what the host's has. By default it is.
@@ -181,6 +208,21 @@ mod tests {
         check(&[("kernel", "/k")], &[("processor", "x")], "processor (was nothing, is x), kernel (was /k, is nothing)");
         let long = "x".repeat(MAX_SHOWN);
         check(&[("arguments", "y")], &[("arguments", &long)], "arguments");
+    }
+
+    #[test]
+    fn media_are_files_that_a_guest_only_reads() {
+        let check = |arguments: &[&str], expected: &[&str]| {
+            let arguments: Vec<_> = arguments.iter().map(|&word| word.to_owned()).collect();
+            assert_eq!(media(&arguments).collect::<Vec<_>>(), expected.iter().map(Path::new).collect::<Vec<_>>());
+        };
+        check(
+            &["-drive", "file=/i/seed.iso,media=cdrom,if=virtio", "-cdrom", "/i/more.iso"],
+            &["/i/seed.iso", "/i/more.iso"],
+        );
+        check(&["-drive", "if=virtio,format=raw,readonly=on,file=/i/seed"], &["/i/seed"]);
+        check(&["-blockdev", "driver=file,node-name=seed,filename=/i/seed,read-only=on"], &["/i/seed"]);
+        check(&["-drive", "file=/i/scratch", "-serial", "file:/var/log/guest", "-cdrom", "relative"], &[]);
     }
 
     #[test]

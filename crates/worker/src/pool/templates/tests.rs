@@ -98,6 +98,32 @@ fn offered(site: &Site, generations: &Generations, templates: &Templates) -> Res
 }
 
 #[tokio::test]
+async fn all_that_is_seen_in_a_clone_makes_another_template() {
+    let site = Site::new().await;
+    let (generations, templates) = site.open().await;
+    let seed = site.directory.path().join("seed.iso");
+    fs::write(&seed, "one").expect("written");
+    let key = |change: &dyn Fn(&mut Image)| {
+        let mut configured = Image::clone(&site.images[&image()]);
+        change(&mut configured);
+        templates.inputs(&image(), &configured, &generations, &site.hypervisor).expect("it is known").1.key()
+    };
+    let as_it_is = key(&|_| {});
+    assert_eq!(key(&|image| image.boot_timeout *= 2), as_it_is);
+    assert_ne!(key(&|image| image.warm_up = Some("true".to_owned())), as_it_is);
+    assert_ne!(key(&|image| image.memory_mib *= 2), as_it_is);
+    // The host name and the machine id that were tried before the freeze are in every clone.
+    let (host_name, machine_id) = (key(&|it| it.fresh_host_name = true), key(&|it| it.fresh_machine_id = true));
+    assert!(host_name != as_it_is && machine_id != as_it_is && host_name != machine_id);
+    // A medium is another when it was replaced, although its name is the same.
+    let cdrom = |image: &mut Image| image.qemu_args = vec!["-cdrom".to_owned(), seed.display().to_string()];
+    let earlier = key(&cdrom);
+    assert_eq!(key(&cdrom), earlier);
+    fs::write(&seed, "another").expect("written");
+    assert_ne!(key(&cdrom), earlier);
+}
+
+#[tokio::test]
 async fn a_template_is_found_again_until_what_it_is_made_of_changes() {
     let site = Site::new().await;
     let (generations, templates) = site.open().await;
