@@ -92,13 +92,15 @@ impl Inputs {
         Key(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 
-    /// What is not as it was, by name and with both texts unless they are long.
+    /// What is not as it was, by name. Both texts are there, too, unless they are long or have commands and arguments in
+    /// them, which are nobody's business.
     pub(super) fn changes_since(&self, earlier: &Inputs) -> String {
         let names = self.0.keys().chain(earlier.0.keys().filter(|name| !self.0.contains_key(*name)));
         let changed = names.filter(|name| self.0.get(*name) != earlier.0.get(*name)).map(|name| {
             let text = |inputs: &Inputs| inputs.0.get(name).map_or("nothing", String::as_str).to_owned();
             let (was, is) = (text(earlier), text(self));
-            if was.len() + is.len() > MAX_SHOWN {
+            let private = PRIVATE.contains(&name.as_str());
+            if private || was.len() + is.len() > MAX_SHOWN {
                 name.clone()
             } else {
                 format!("{name} (was {was}, is {is})")
@@ -112,6 +114,9 @@ impl Inputs {
         Inputs(inputs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
     }
 }
+
+/// What a configuration may have secrets in.
+const PRIVATE: [&str; 3] = ["arguments", "profile", "warm_up"];
 
 /// The longest two texts that a log line shows.
 const MAX_SHOWN: usize = 400;
@@ -206,6 +211,7 @@ mod tests {
             "generation (was 1, is 2), qemu (was 7.2, is 10.0)",
         );
         check(&[("kernel", "/k")], &[("processor", "x")], "processor (was nothing, is x), kernel (was /k, is nothing)");
+        check(&[("warm_up", "a password")], &[("warm_up", "another")], "warm_up");
         let long = "x".repeat(MAX_SHOWN);
         check(&[("arguments", "y")], &[("arguments", &long)], "arguments");
     }
