@@ -16,7 +16,7 @@ use super::raised::Raised;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
 use super::templates::{Offer, Template};
-use super::{Hypervisor, Order, Pool, Progress, greeting, refresh, slots};
+use super::{Hypervisor, Order, Pool, Progress, blame, greeting, refresh, slots};
 use crate::config::Image;
 
 /// The part of the time for a boot that a clone gets to answer, and the least it gets.
@@ -198,7 +198,7 @@ impl Pool {
             }
             Err(error) => {
                 let why = anyhow::anyhow!(with_console(&error.to_string(), &vm));
-                Err(if is_hosts_boot(&error) { Fault::Host(why) } else { Fault::Template(why) })
+                Err(if blame::boot_is_hosts(&error) { Fault::Host(why) } else { Fault::Template(why) })
             }
         }
     }
@@ -232,36 +232,14 @@ fn files_fault(error: anyhow::Error) -> Fault {
 
 /// Whom to blame for a QEMU that did not restore its guest.
 fn restore_fault(error: qemu::RestoreError) -> Fault {
-    use qemu::{RestoreError, StartError};
-    match error {
-        RestoreError::Start(
-            StartError::Occupied { .. } | StartError::Pidfile(_) | StartError::File { .. } | StartError::Spawn(_),
-        )
-        | RestoreError::State(_) => Fault::Host(error.into()),
-        RestoreError::Exited(ref exit) | RestoreError::Start(StartError::Exited(ref exit)) if is_hosts(exit) => {
-            Fault::Host(error.into())
-        }
-        _ => Fault::Template(error.into()),
-    }
-}
-
-/// Whether the host is to blame for a clone that did not answer.
-fn is_hosts_boot<E>(error: &qemu::BootError<E>) -> bool {
-    match error {
-        // What executes its code may stop it, too, because of what is in its memory.
-        qemu::BootError::Halted(halt) => halt.is_of_disk(),
-        qemu::BootError::Exited(exit) => is_hosts(exit),
+    use qemu::RestoreError;
+    let hosts = match &error {
+        RestoreError::Start(error) => blame::start_is_hosts(error),
+        RestoreError::Exited(exit) => blame::exit_is_hosts(exit),
+        RestoreError::State(_) => true,
         _ => false,
-    }
-}
-
-/// Whether QEMU was ended by somebody else, such as the kernel for want of memory, or ended for want of something that the
-/// host has to give. What a template does to it ends it by other signals (SIGABRT, SIGBUS, SIGSEGV) and with other words.
-fn is_hosts(exit: &qemu::Exit) -> bool {
-    let killed = matches!(exit.status, process::ExitStatus::Signal(2 | 9 | 15));
-    // It has one exit code for all that it complains of (QEMU 7.2 to 10.0).
-    let words = ["host forwarding rule", "Cannot allocate memory", "Too many open files", "No space left on device"];
-    killed || words.iter().any(|words| exit.stderr.contains(words))
+    };
+    if hosts { Fault::Host(error.into()) } else { Fault::Template(error.into()) }
 }
 
 #[cfg(test)]
@@ -270,34 +248,6 @@ mod tests {
 
     use super::*;
     use crate::pool::Owner;
-
-    #[test]
-    fn a_template_is_to_blame_for_what_qemu_makes_of_it() {
-        let check = |status: process::ExitStatus, stderr: &str, expected: bool| {
-            let exit = qemu::Exit { status, stderr: stderr.to_owned(), cause: None, lived: Duration::ZERO };
-            assert_eq!(is_hosts(&exit), expected, "{exit}");
-        };
-        let failed = process::ExitStatus::Code(1);
-        check(failed, "qemu: Not a migration stream", false);
-        check(failed, "qemu: Image is not in qcow2 format", false);
-        check(failed, "qemu: Could not set up host forwarding rule 'tcp:127.0.0.1:2222-:22'", true);
-        check(failed, "qemu: cannot set up guest memory 'ram0': Cannot allocate memory", true);
-        check(process::ExitStatus::Signal(9), "", true);
-        check(process::ExitStatus::Signal(15), "", true);
-        check(process::ExitStatus::Signal(7), "", false);
-        check(process::ExitStatus::Signal(11), "", false);
-    }
-
-    #[test]
-    fn a_guest_that_was_stopped_is_the_template_s_fault_unless_the_disk_was_full() {
-        let check = |status: &str, expected: bool| {
-            let halt = qemu::qmp::Halt { status: status.to_owned(), reason: None };
-            assert_eq!(is_hosts_boot(&qemu::BootError::<String>::Halted(halt)), expected, "{status}");
-        };
-        check("io-error", true);
-        check("internal-error", false);
-        check("guest-panicked", false);
-    }
 
     #[test]
     fn a_machine_that_is_not_like_its_template_boots_and_says_why() {

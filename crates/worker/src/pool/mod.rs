@@ -2,6 +2,7 @@
 //!
 //! The pool knows builders and builds by name and number only, and nothing of steps or protocols.
 
+mod blame;
 mod board;
 mod boot;
 mod budget;

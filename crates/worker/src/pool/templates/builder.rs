@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use protocol::command::Name;
-use qemu::{BootError, DiskError};
+use qemu::{BootError, DiskError, Exit, FreezeError, StartError};
 use tokio::time::{Instant, timeout_at};
 use tracing::{Instrument, error_span, info, warn};
 
@@ -26,7 +26,7 @@ use crate::pool::machine::{LAST_WORD, Shape, description, with_console};
 use crate::pool::published::Unfinished;
 use crate::pool::slot::Slot;
 use crate::pool::state_dir::make_private_directory;
-use crate::pool::{Hypervisor, Pool, greeting, prepare, sentence, slots};
+use crate::pool::{Hypervisor, Pool, blame, greeting, prepare, sentence, slots};
 
 /// How long a guest that has booted may take to be readied for being frozen, beside its `warm_up`.
 const PREPARING: Duration = Duration::from_secs(300);
@@ -44,6 +44,8 @@ const MARGIN_MIB: u32 = 256;
 enum Failure {
     /// Something is wrong with what it is made of.
     Broken(anyhow::Error),
+    /// The host ended it, for want of something that may be there the next time.
+    Hampered(String),
     /// The host has no room for it.
     NoRoom(String),
     /// What it is made of changed meanwhile, or the worker stops.
@@ -53,7 +55,20 @@ enum Failure {
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         let error = error.into();
-        if error.chain().any(is_full) { Failure::NoRoom(format!("{error:#}")) } else { Failure::Broken(error) }
+        if error.chain().any(is_full) {
+            Failure::NoRoom(format!("{error:#}"))
+        } else if error.chain().any(is_hosts) {
+            Failure::Hampered(format!("{error:#}"))
+        } else {
+            Failure::Broken(error)
+        }
+    }
+}
+
+impl Failure {
+    /// That the slot where templates are made can't be used, whatever the reason.
+    fn of_slot(error: &anyhow::Error) -> Self {
+        Failure::Hampered(format!("{error:#}"))
     }
 }
 
@@ -61,6 +76,21 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     let full = |error: &io::Error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
     error.downcast_ref().is_some_and(full) || matches!(error.downcast_ref(), Some(DiskError::Full { .. }))
+}
+
+/// Whether an error is the host's fault.
+fn is_hosts(error: &(dyn std::error::Error + 'static)) -> bool {
+    match (error.downcast_ref(), error.downcast_ref()) {
+        (Some(StartError::Exited(exit)), _) | (_, Some(FreezeError::Exited(exit))) => exit_is_hosts(exit),
+        (Some(error), _) => blame::start_is_hosts(error),
+        _ => false,
+    }
+}
+
+/// Whether the host ended the QEMU of a template in the making. Its memory is in a file: one that can't grow, as the disk is
+/// full, is a SIGBUS.
+fn exit_is_hosts(exit: &Exit) -> bool {
+    exit.status == process::ExitStatus::Signal(7) || blame::exit_is_hosts(exit)
 }
 
 /// Makes what templates are missing, until the pool is closed.
@@ -152,11 +182,15 @@ impl Pool {
                 let failing = kept.shelf().failed(key, why, now, jitter());
                 templates.say_what_follows(name, failing);
             }
+            // It may be so for long, and is tried often.
             Err(Failure::NoRoom(why)) => {
-                // It may be so for long, and is tried often.
-                let is_new = kept.shelf().postponed(key, why.clone(), now);
-                if is_new {
+                if kept.shelf().postponed(key, why.clone(), now) {
                     warn!("a template is not made now: {}", sentence(&why));
+                }
+            }
+            Err(Failure::Hampered(why)) => {
+                if kept.shelf().hampered(key, why.clone(), now) {
+                    warn!("a template could not be made now, which the host is to blame for: {}", sentence(&why));
                 }
             }
             Err(Failure::Dropped(why)) => {
@@ -182,8 +216,8 @@ impl Pool {
         let _place = templates.place.lock().await;
         let slot = self.slot_numbered(self.0.slots.census().beyond);
         let parent = templates.parent(name);
-        slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"))?;
-        slots::port_is_free(slot.ssh_port())?;
+        let cleaned = slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"));
+        cleaned.and_then(|()| slots::port_is_free(slot.ssh_port())).map_err(|error| Failure::of_slot(&error))?;
         let unfinished = Unfinished::begin(&parent)?;
         let promise = self.room(image, &unfinished.path().join(MEMORY)).await?;
         let shown = self.show(slot.number(), name, ground.number);
@@ -208,7 +242,7 @@ impl Pool {
                 return Err(failure);
             }
         };
-        cleaned?;
+        cleaned.map_err(|error| Failure::of_slot(&error))?;
         drop((promise, shown));
         let generation = ground.number;
         let frozen = Frozen {
@@ -322,6 +356,7 @@ impl Pool {
                 return Err(match error {
                     // The disk is full, most often.
                     BootError::Halted(halt) if halt.is_of_disk() => Failure::NoRoom(why),
+                    BootError::Exited(exit) if exit_is_hosts(&exit) => Failure::Hampered(why),
                     _ => Failure::Broken(anyhow!(why)),
                 });
             }
@@ -339,17 +374,41 @@ impl Pool {
 mod tests {
     use super::*;
 
+    fn failure(error: anyhow::Error) -> &'static str {
+        match Failure::from(error.context("make a template")) {
+            Failure::Broken(_) => "broken",
+            Failure::Hampered(_) => "hampered",
+            Failure::NoRoom(_) => "no room",
+            Failure::Dropped(_) => "dropped",
+        }
+    }
+
     #[test]
-    fn a_full_disk_is_no_fault_of_what_a_template_is_made_of() {
-        let check = |error: anyhow::Error, room: bool| {
-            let failure = Failure::from(error.context("make a template"));
-            assert_eq!(matches!(failure, Failure::NoRoom(_)), room);
+    fn what_the_host_lacks_is_no_fault_of_what_a_template_is_made_of() {
+        let check = |error: anyhow::Error, expected: &str| assert_eq!(failure(error), expected);
+        check(io::Error::from(ErrorKind::StorageFull).into(), "no room");
+        check(io::Error::from(ErrorKind::QuotaExceeded).into(), "no room");
+        check(DiskError::Full { file: "/d".into() }.into(), "no room");
+        check(FreezeError::State(io::Error::from(ErrorKind::StorageFull)).into(), "no room");
+        check(io::Error::from(ErrorKind::NotFound).into(), "broken");
+        check(anyhow!("no answer"), "broken");
+        let file = |kind: ErrorKind| StartError::File { path: "/f".into(), source: kind.into() };
+        check(file(ErrorKind::StorageFull).into(), "no room");
+        check(file(ErrorKind::PermissionDenied).into(), "hampered");
+        check(StartError::Silent { after: Duration::from_secs(30) }.into(), "broken");
+    }
+
+    #[test]
+    fn what_ends_qemu_tells_whose_fault_it_is() {
+        let check = |status: process::ExitStatus, stderr: &str, expected: &str| {
+            let exit = || Exit { status, stderr: stderr.to_owned(), cause: None, lived: Duration::ZERO };
+            assert_eq!(failure(StartError::Exited(exit()).into()), expected, "{status:?}");
+            assert_eq!(failure(FreezeError::Exited(exit()).into()), expected, "{status:?}");
         };
-        check(io::Error::from(ErrorKind::StorageFull).into(), true);
-        check(io::Error::from(ErrorKind::QuotaExceeded).into(), true);
-        check(DiskError::Full { file: "/d".into() }.into(), true);
-        check(qemu::FreezeError::State(io::Error::from(ErrorKind::StorageFull)).into(), true);
-        check(io::Error::from(ErrorKind::NotFound).into(), false);
-        check(anyhow!("no answer"), false);
+        check(process::ExitStatus::Signal(9), "", "hampered");
+        check(process::ExitStatus::Signal(7), "", "hampered");
+        check(process::ExitStatus::Signal(11), "", "broken");
+        check(process::ExitStatus::Code(1), "qemu: Could not set up host forwarding rule", "hampered");
+        check(process::ExitStatus::Code(1), "qemu: no such device", "broken");
     }
 }

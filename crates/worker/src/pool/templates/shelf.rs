@@ -21,6 +21,10 @@ const FAILURES: u32 = 3;
 /// How long a template that can't be made because the host has no room waits for the next look.
 const POSTPONED: Duration = Duration::from_secs(15);
 
+/// The longest pause after a try that the host ended. The first is as long as one for want of room; it doubles, as each try
+/// costs a boot.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
 /// The templates of an image.
 #[derive(Debug)]
 pub(super) struct Shelf<T> {
@@ -30,8 +34,10 @@ pub(super) struct Shelf<T> {
     /// How many builds have ended, and how the last one did.
     ended: u64,
     last: Option<Result<(), String>>,
-    /// Whether the host had no room the last time.
+    /// Whether the host had no room the last time, or ended the try.
     short: bool,
+    /// How many tries in a row the host has ended.
+    hitches: u32,
 }
 
 /// What went wrong with a key.
@@ -63,7 +69,7 @@ pub(super) enum Sight<T> {
 impl<T> Shelf<T> {
     /// One with what an earlier run has left ready.
     pub(super) fn new(ready: Option<(Key, Arc<T>)>) -> Self {
-        Shelf { ready, building: None, trouble: None, ended: 0, last: None, short: false }
+        Shelf { ready, building: None, trouble: None, ended: 0, last: None, short: false, hitches: 0 }
     }
 
     /// What there is for a key, which is the image's from now on. A template of another key is handed out, not to be used
@@ -94,23 +100,38 @@ impl<T> Shelf<T> {
     /// Notes that one was made.
     pub(super) fn built(&mut self, key: Key, template: Arc<T>) {
         self.ready = Some((key, template));
-        self.short = false;
+        self.host_did_well();
         self.end(Ok(()));
     }
 
     /// Notes that one could not be made. `jitter` is what the pause before the next is multiplied by.
     pub(super) fn failed(&mut self, key: Key, why: String, now: Instant, jitter: f64) -> Failing {
-        self.short = false;
+        self.host_did_well();
         self.end(Err(why.clone()));
         self.trouble(key, why, now, jitter)
     }
 
     /// Notes that the host had no room to make one, which is no fault of the template's. Returns whether that is news.
     pub(super) fn postponed(&mut self, key: Key, why: String, now: Instant) -> bool {
+        self.put_off(key, why, now + POSTPONED)
+    }
+
+    /// Notes that the host ended the making of one, which is no fault of the template's either. Returns whether that is news.
+    pub(super) fn hampered(&mut self, key: Key, why: String, now: Instant) -> bool {
+        let pause = POSTPONED.saturating_mul(2_u32.saturating_pow(self.hitches)).min(LONGEST_PAUSE);
+        self.hitches += 1;
+        self.put_off(key, why, now + pause)
+    }
+
+    fn put_off(&mut self, key: Key, why: String, not_before: Instant) -> bool {
         self.end(Err(why.clone()));
         let failures = self.trouble.take_if(|trouble| trouble.key == key).map_or(0, |trouble| trouble.failures);
-        self.trouble = Some(Trouble { key, failures, why, not_before: now + POSTPONED });
+        self.trouble = Some(Trouble { key, failures, why, not_before });
         !std::mem::replace(&mut self.short, true)
+    }
+
+    fn host_did_well(&mut self) {
+        (self.short, self.hitches) = (false, 0);
     }
 
     /// Notes that making one was given up, because what it depends on has changed or the worker stops.
@@ -284,5 +305,19 @@ mod tests {
             assert_eq!(seen(&mut shelf, "a", now), "in 15s: no room");
         }
         assert_eq!(shelf.failed(key("a"), "x".to_owned(), now, 0.5), Failing::Again(Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn tries_that_the_host_ends_are_no_failures_and_ever_later() {
+        let now = Instant::now();
+        let mut shelf: Shelf<&'static str> = Shelf::new(None);
+        for (seconds, news) in [(15, true), (30, false), (60, false), (120, false), (240, false), (300, false)] {
+            shelf.begin(key("a"), now);
+            assert_eq!(shelf.hampered(key("a"), "killed".to_owned(), now), news);
+            assert_eq!(seen(&mut shelf, "a", now), format!("in {seconds}s: killed"));
+        }
+        assert_eq!(shelf.failed(key("a"), "x".to_owned(), now, 1.0), Failing::Again(Duration::from_secs(2)));
+        assert!(shelf.hampered(key("a"), "killed".to_owned(), now));
+        assert_eq!(seen(&mut shelf, "a", now), "in 15s: killed");
     }
 }
