@@ -164,7 +164,7 @@ impl Pool {
             ))
             .await;
         progress.console(&slot.console_log());
-        let within = timeout.min(LEAST.max(timeout / PART));
+        let within = time_for(timeout);
         // One that does not find its memory as it was may start over. It would come up at last, but not as a clone.
         let reset = vm.qmp().reset();
         let answer = async {
@@ -198,10 +198,18 @@ impl Pool {
             }
             Err(error) => {
                 let why = anyhow::anyhow!(with_console(&error.to_string(), &vm));
-                Err(if blame::boot_is_hosts(&error) { Fault::Host(why) } else { Fault::Template(why) })
+                // Who gave it less time than the image has learns nothing of the template.
+                let hurried = matches!(error, qemu::BootError::Probe(_)) && within < time_for(image.boot_timeout);
+                let hosts = hurried || blame::boot_is_hosts(&error);
+                Err(if hosts { Fault::Host(why) } else { Fault::Template(why) })
             }
         }
     }
+}
+
+/// How long a clone may take to answer that has so much time in all.
+fn time_for(timeout: Duration) -> Duration {
+    timeout.min(LEAST.max(timeout / PART))
 }
 
 /// Why a machine for an order can't be a clone, if it can't.
