@@ -216,6 +216,23 @@ fn template_in_the_making_is_in_nobodys_way() -> Result<()> {
 }
 
 #[test]
+fn template_in_the_making_gives_a_build_its_memory() -> Result<()> {
+    let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
+    let guest = templated()?.with("memory_mib", 256).with("warm_up", "sleep 1000").with("boot_timeout", 300);
+    let mut rig = Rig::of(master, |host| {
+        host.image("plain", guest);
+        // One machine, and what QEMU takes.
+        host.set("pool.memory_budget_mib", 400);
+        Ok(())
+    })?;
+    rig.host.machines_become(1)?;
+    run(&rig, "build", "boot")?;
+    rig.worker.transcript().find("a build waits for memory, and goes first", SOON)?;
+    rig.worker.stop()?;
+    rig.host.nothing_left()
+}
+
+#[test]
 fn template_that_can_not_be_made_says_why_and_builds_boot() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
     let rig = Rig::of(master, two_slots(templated()?.with("warm_up", "echo no such tool >&2; exit 3")))?;

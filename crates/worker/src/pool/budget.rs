@@ -237,6 +237,12 @@ impl Budget {
         Ok(Promise { number, need, budget: self.clone() })
     }
 
+    /// Whether there would be disk space for a machine if there were memory.
+    pub(super) fn has_disk_for(&self, need: Need) -> Result<(), Shortage> {
+        let space = self.space();
+        fits(need, Limits { memory_mib: None, ..self.limits() }, self.books().promised(), space)
+    }
+
     /// Why a machine would not fit even if it were the only one; nothing if it would.
     pub(super) fn never(&self, need: Need) -> Option<Excess> {
         let Limits { memory_mib, low_water_mib } = self.limits();

@@ -25,6 +25,7 @@ use crate::pool::generations::Ground;
 use crate::pool::machine::{LAST_WORD, Shape, description, with_console};
 use crate::pool::published::Unfinished;
 use crate::pool::slot::Slot;
+use crate::pool::slots::Lack;
 use crate::pool::state_dir::make_private_directory;
 use crate::pool::{Hypervisor, Pool, blame, greeting, prepare, sentence, slots};
 
@@ -227,6 +228,7 @@ impl Pool {
         let frozen = tokio::select! {
             biased;
             () = templates.stop.cancelled() => Err(Failure::Dropped("the worker is stopping")),
+            lack = self.lacking() => Err(Failure::NoRoom(lack.to_owned())),
             () = self.way_wanted() => Err(Failure::Dropped("slots are added where it was being made")),
             () = self.superseded(name, kept, hypervisor, &inputs) => Err(Failure::Dropped("its image was changed")),
             frozen = tokio::time::timeout(within, freezing) => {
@@ -270,6 +272,25 @@ impl Pool {
         Shown(notice)
     }
 
+    /// Waits until the first of the builds that wait for a machine lacks what the template has, and says what.
+    async fn lacking(&self) -> &'static str {
+        let mut census = self.0.slots.changes();
+        loop {
+            let lack = census.borrow_and_update().lack;
+            if let Some(lack) = self.lacks_more(&lack) {
+                return lack;
+            }
+            if census.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+
+    /// What it is beyond what warm machines give up for it.
+    fn lacks_more(&self, lack: &Lack) -> Option<&'static str> {
+        lacking(lack, self.0.warm.yielding(self.slots()).1)
+    }
+
     /// Waits until somebody wants the place where templates are made.
     async fn way_wanted(&self) {
         let _ = self.0.templates.way_wanted.subscribe().wait_for(|wanted| *wanted).await;
@@ -287,13 +308,19 @@ impl Pool {
         matches!(now, Some(Ok((_, now))) if now == *inputs)
     }
 
-    /// Takes what making a template takes of the host. It does not wait for what builds have, so that they go first, but
-    /// warm machines give up their memory for it: there are to be some of its image, too.
+    /// Takes what making a template takes of the host. It does not wait for what builds have, nor take what one waits for, so
+    /// that they go first. But warm machines give up their memory for it: there are to be some of its image, too.
     async fn room(&self, image: &Image, memory: &Path) -> Result<Promise, Failure> {
         // All of the memory may come to be in the file.
         let need = Need::new(image.memory_mib, Some(image.memory_mib.saturating_add(MARGIN_MIB)));
         if let Some(excess) = self.0.budget.never(need) {
             return Err(Failure::NoRoom(excess.to_string()));
+        }
+        if let Some(lack) = self.lacks_more(&self.0.slots.census().lack) {
+            return Err(Failure::NoRoom(lack.to_owned()));
+        }
+        if let Err(shortage) = self.0.budget.has_disk_for(need) {
+            return Err(Failure::NoRoom(format!("it waits for {shortage}")));
         }
         let promise = || self.0.budget.promise(need, memory);
         let mut shortage = match promise() {
@@ -370,6 +397,16 @@ impl Pool {
     }
 }
 
+/// What the first of the builds that wait for a machine lacks of what a template takes, if anything, when so much memory (MiB)
+/// is on its way to it.
+fn lacking(lack: &Lack, coming_mib: u64) -> Option<&'static str> {
+    if lack.memory_mib > coming_mib {
+        Some("a build waits for memory, and goes first")
+    } else {
+        lack.disk.then_some("a build waits for disk space, and goes first")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -410,5 +447,18 @@ mod tests {
         check(process::ExitStatus::Signal(11), "", "broken");
         check(process::ExitStatus::Code(1), "qemu: Could not set up host forwarding rule", "hampered");
         check(process::ExitStatus::Code(1), "qemu: no such device", "broken");
+    }
+
+    #[test]
+    fn a_build_that_lacks_what_a_template_takes_goes_first() {
+        let check = |lack: Lack, coming_mib: u64, expected| {
+            assert_eq!(lacking(&lack, coming_mib).is_some(), expected, "{lack:?}");
+        };
+        check(Lack::default(), 0, false);
+        check(Lack { slot: true, ..Lack::default() }, 0, false);
+        check(Lack { memory_mib: 1, ..Lack::default() }, 0, true);
+        check(Lack { memory_mib: 640, ..Lack::default() }, 640, false);
+        check(Lack { memory_mib: 641, ..Lack::default() }, 640, true);
+        check(Lack { disk: true, ..Lack::default() }, 640, true);
     }
 }
