@@ -5,12 +5,11 @@
 
 use std::convert::Infallible;
 use std::path::{Component, Path, PathBuf};
-use std::sync::Mutex;
 use std::time::Duration;
 
 use protocol::command::{Direction, Disposal, Name, VmCopy, VmInfo, VmReboot, VmStart, VmStop};
 use protocol::{Command, Update, Value};
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::console::Console;
@@ -137,7 +136,7 @@ impl Work<'_> {
         };
         self.say(format!("starting vm '{}' from image '{}' ({})", start.vm, start.image, start.mode.as_str())).await;
         let (progress, console) = StartProgress::new(self.reporter);
-        let mut shown = self.show_console(async { console.await.ok().map(|path| (path, 0)) });
+        let mut shown = self.show_consoles(console);
         let started = tokio::select! {
             started = self.pool.start(order, &progress) => started,
             never = shown.follow() => match never {},
@@ -186,7 +185,7 @@ impl Work<'_> {
                 }
             }
         };
-        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let mut shown = self.show_console(&machine);
         let fate = machine.fate();
         let copied: Result<_, VmError> = tokio::select! {
             biased;
@@ -220,7 +219,7 @@ impl Work<'_> {
         machine.tell_span();
         self.say(format!("rebooting vm '{}' in slot {}", reboot.vm, machine.facts.slot)).await;
         let (progress, _) = StartProgress::new(self.reporter);
-        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let mut shown = self.show_console(&machine);
         let rebooted = tokio::select! {
             rebooted = self.pool.reboot(&owner, reboot.timeout, &progress) => rebooted,
             never = shown.follow() => match never {},
@@ -265,7 +264,7 @@ impl Work<'_> {
     async fn save(&self, stop: &VmStop, image: &Name, owner: &Owner, machine: &Machine) -> Result<(), Refusal> {
         self.say(format!("shutting down vm '{}' in slot {}, to save its disk", stop.vm, machine.facts.slot)).await;
         let (progress, _) = StartProgress::new(self.reporter);
-        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let mut shown = self.show_console(machine);
         let saved = tokio::select! {
             saved = self.pool.save(owner, image, stop.timeout, &progress) => saved,
             never = shown.follow() => match never {},
@@ -288,7 +287,7 @@ impl Work<'_> {
 
     async fn end(&self, stop: &VmStop, owner: &Owner, machine: &Machine) -> Result<(), Refusal> {
         self.say(format!("stopping vm '{}' in slot {}", stop.vm, machine.facts.slot)).await;
-        let mut shown = self.show_console(async { Some((machine.console_log.clone(), machine.console_shown())) });
+        let mut shown = self.show_console(machine);
         let stopped = tokio::select! {
             stopped = self.pool.stop(owner, stop.timeout) => stopped,
             never = shown.follow() => match never {},
@@ -379,41 +378,62 @@ impl Work<'_> {
         say(self.reporter, line).await;
     }
 
-    /// Shows a console, once its place is known, if the command asks for it.
-    fn show_console<P>(&self, place: P) -> Shown<P>
-    where
-        P: Future<Output = Option<(PathBuf, u64)>>,
-    {
+    /// Shows a machine's console from where it was shown to, if the command asks for it.
+    fn show_console(&self, machine: &Machine) -> Shown {
+        let (sender, places) = mpsc::unbounded_channel();
+        let _ = sender.send((machine.console_log.clone(), machine.console_shown()));
+        self.show_consoles(places)
+    }
+
+    /// Shows consoles, one after the other, if the command asks for it.
+    fn show_consoles(&self, places: mpsc::UnboundedReceiver<Place>) -> Shown {
         let log = self.console_log.as_ref().map(|name| self.reporter.log_writer(name.clone()));
-        Shown { log, place: Some(Box::pin(place)), console: None }
+        Shown { log, places, console: None }
     }
 }
 
-/// A console that is shown as soon as there is one.
-struct Shown<P> {
+/// Where a console goes to, and how many bytes of it were shown.
+type Place = (PathBuf, u64);
+
+/// A console that is shown as soon as there is one. The machine that is booted where a clone failed has another one.
+struct Shown {
     log: Option<crate::output::LogWriter>,
-    place: Option<std::pin::Pin<Box<P>>>,
+    places: mpsc::UnboundedReceiver<Place>,
     console: Option<Console>,
 }
 
-impl<P: Future<Output = Option<(PathBuf, u64)>>> Shown<P> {
+impl Shown {
     async fn follow(&mut self) -> Infallible {
-        if self.console.is_none()
-            && let (Some(log), Some(place)) = (&self.log, &mut self.place)
-        {
-            let found = place.as_mut().await;
-            self.place = None;
-            if let Some((path, shown)) = found {
-                self.console = Console::open(&path, shown, log.clone()).await.ok();
-            }
+        loop {
+            let following = async {
+                match &mut self.console {
+                    Some(console) => console.follow().await,
+                    None => std::future::pending().await,
+                }
+            };
+            let place = tokio::select! {
+                Some(place) = self.places.recv() => place,
+                never = following => match never {},
+            };
+            self.open(place).await;
         }
-        match &mut self.console {
-            Some(console) => console.follow().await,
-            None => std::future::pending().await,
+    }
+
+    async fn open(&mut self, (path, shown): Place) {
+        self.catch_up_one().await;
+        if let Some(log) = &self.log {
+            self.console = Console::open(&path, shown, log.clone()).await.ok();
         }
     }
 
     async fn catch_up(&mut self) {
+        while let Ok(place) = self.places.try_recv() {
+            self.open(place).await;
+        }
+        self.catch_up_one().await;
+    }
+
+    async fn catch_up_one(&mut self) {
         if let Some(console) = &mut self.console {
             console.catch_up().await;
         }
@@ -439,13 +459,13 @@ impl From<VmError> for Refusal {
 /// Passes on what happens while a machine is being started.
 struct StartProgress<'a> {
     reporter: &'a Reporter,
-    console: Mutex<Option<oneshot::Sender<PathBuf>>>,
+    console: mpsc::UnboundedSender<Place>,
 }
 
 impl<'a> StartProgress<'a> {
-    fn new(reporter: &'a Reporter) -> (Self, oneshot::Receiver<PathBuf>) {
-        let (sender, receiver) = oneshot::channel();
-        (StartProgress { reporter, console: Mutex::new(Some(sender)) }, receiver)
+    fn new(reporter: &'a Reporter) -> (Self, mpsc::UnboundedReceiver<Place>) {
+        let (console, consoles) = mpsc::unbounded_channel();
+        (StartProgress { reporter, console }, consoles)
     }
 }
 
@@ -456,10 +476,7 @@ impl Progress for StartProgress<'_> {
     }
 
     fn console(&self, path: &Path) {
-        let sender = self.console.lock().ok().and_then(|mut sender| sender.take());
-        if let Some(sender) = sender {
-            let _ = sender.send(path.to_owned());
-        }
+        let _ = self.console.send((path.to_owned(), 0));
     }
 }
 
