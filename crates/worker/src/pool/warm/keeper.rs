@@ -1,7 +1,7 @@
 //! The task that keeps machines ready: it makes what is missing, one at a time, and ends what is of no use.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -20,7 +20,7 @@ use crate::pool::budget::Need;
 use crate::pool::clone::NotCloned;
 use crate::pool::machine::Shape;
 use crate::pool::raised::Raised;
-use crate::pool::templates::Offer;
+use crate::pool::templates::{Offer, Template};
 use crate::pool::{Pool, Progress};
 
 /// How often is looked for what nothing tells of: the load, the host's clock, files that a template was made of.
@@ -34,7 +34,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(300);
 enum NotMade {
     /// There is no template, no slot, no memory or no disk for it now.
     NoRoom,
-    Failed(String),
+    /// A clone of this one failed.
+    Failed(Arc<Template>, String),
 }
 
 /// The tries for an image that came to nothing.
@@ -42,10 +43,13 @@ enum NotMade {
 struct Failures {
     count: u32,
     until: Option<Instant>,
+    /// What the last was a clone of: with another one it may go better.
+    template: Weak<Template>,
 }
 
 impl Failures {
-    fn add(&mut self) {
+    fn add(&mut self, template: &Arc<Template>) {
+        self.template = Arc::downgrade(template);
         let pause = PAUSE.saturating_mul(1 << self.count.min(16)).min(LONGEST_PAUSE);
         self.count += 1;
         self.until = Some(Instant::now() + pause.mul_f64(rand::Rng::random_range(&mut rand::rng(), 0.75..1.25)));
@@ -74,7 +78,8 @@ pub(super) async fn keep(pool: Pool) {
         let quiet = starts.borrow_and_update().quiet();
         let remade = is_changed(&mut templates);
         if remade {
-            failures.clear();
+            failures
+                .retain(|_, failures| failures.template.upgrade().is_some_and(|of| pool.0.templates.is_current(&of)));
         }
         let setup = setups.borrow_and_update().clone();
         // Not one of them is to be left out.
@@ -130,8 +135,8 @@ pub(super) async fn keep(pool: Pool) {
                     Err(NotMade::NoRoom) => {
                         without_room.insert(image);
                     }
-                    Err(NotMade::Failed(why)) => {
-                        failures.add();
+                    Err(NotMade::Failed(template, why)) => {
+                        failures.add(&template);
                         warn!(%image, "a warm machine could not be made: {}", crate::pool::sentence(&why));
                     }
                 }
@@ -200,9 +205,8 @@ impl Pool {
         let _making = self.0.warm.making(lease.memory_mib());
         let span = error_span!("spare", image = %name, slot = lease.slot().number());
         let timeout = image.boot_timeout;
-        let cloned =
-            self.clone_of(template, ground, &image, hypervisor, lease, timeout, &Nobody).instrument(span).await;
-        cloned.map_err(|NotCloned { why, .. }| NotMade::Failed(why))
+        let cloning = self.clone_of(Arc::clone(&template), ground, &image, hypervisor, lease, timeout, &Nobody);
+        cloning.instrument(span).await.map_err(|NotCloned { why, .. }| NotMade::Failed(template, why))
     }
 }
 
