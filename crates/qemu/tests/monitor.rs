@@ -273,6 +273,26 @@ async fn a_limit_counts_for_its_own_node_and_is_set_anew_when_events_were_lost()
 }
 
 #[tokio::test]
+async fn a_limit_that_is_not_confirmed_in_time_is_set_again() {
+    let (qmp, mut server) = connected("").await;
+    let mut reaching = std::pin::pin!(qmp.written_beyond("disk", 4096));
+    tokio::time::pause();
+    for is_slow in [true, false] {
+        let request = tokio::select! {
+            reached = &mut reaching => panic!("it is not: {reached:?}"),
+            request = server.request() => request,
+        };
+        assert_eq!(request["execute"], "block-set-write-threshold");
+        if !is_slow {
+            tokio::time::resume();
+            server.answer(&request, json!({})).await;
+        }
+    }
+    server.send(&reached("disk")).await;
+    timeout(DEADLINE, reaching).await.expect("it is noticed").expect("it is set");
+}
+
+#[tokio::test]
 async fn a_limit_that_can_not_be_set_is_an_error() {
     let (qmp, mut server) = connected("").await;
     let serve = async {

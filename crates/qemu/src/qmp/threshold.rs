@@ -9,7 +9,7 @@ impl Qmp {
     /// it from the earlier one. Waits for ever if the connection closes, which has causes of its own.
     ///
     /// # Errors
-    /// If QEMU can't set the limit.
+    /// If QEMU can't set the limit. One that does not answer in time is told again.
     pub async fn written_beyond(&self, node: &str, offset: u64) -> Result<(), QmpError> {
         loop {
             let mut events = self.events();
@@ -17,6 +17,8 @@ impl Qmp {
             let limit = json!({ "node-name": node, "write-threshold": offset });
             match self.execute("block-set-write-threshold", limit).await {
                 Ok(_) => {}
+                // It may have done so, or not. A host that is slow now will not be so for ever.
+                Err(QmpError::TimedOut { .. }) => continue,
                 Err(QmpError::Closed) => std::future::pending().await,
                 Err(error) => return Err(error),
             }
