@@ -2,14 +2,14 @@ use std::fs::{self, Permissions};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ssh::{
-    ConnectError, Exec, HostKeyPolicy, Identity, IdentityError, NotReady, Processor, Readiness, Session, Target,
-    Timing, wait_until_ready,
+    ConnectError, Exec, ExecError, HostKeyPolicy, Identity, IdentityError, NotReady, Processor, Readiness, Session,
+    Target, Timing, wait_until_ready,
 };
-use tokio::io::{AsyncWriteExt, copy_bidirectional};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -283,6 +283,53 @@ async fn a_dead_guest_is_noticed_and_every_process_learns_it() {
     assert_eq!(process.next().await, Err(lost.clone()));
     assert_eq!(process.next().await, Err(lost.clone()));
     assert_eq!(session.exec(Exec::shell("true")).await.expect_err("no process"), lost.into());
+}
+
+/// Passes one connection on until the server has said so many bytes more than it had when the number was set: then both
+/// ends are closed.
+async fn cuttable(server: SocketAddr) -> (SocketAddr, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("listen on loopback");
+    let address = listener.local_addr().expect("a bound address");
+    let room = Arc::new(AtomicUsize::new(usize::MAX));
+    let left = Arc::clone(&room);
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("accept");
+        let mut server = TcpStream::connect(server).await.expect("connect to the server");
+        let ((mut from_us, mut to_us), (mut said, mut to_server)) = (stream.split(), server.split());
+        let answers = async {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = said.read(&mut bytes).await {
+                let passed = count.min(left.load(Ordering::Relaxed));
+                to_us.write_all(&bytes[..passed]).await.expect("we read");
+                left.fetch_sub(passed, Ordering::Relaxed);
+                if passed < count {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            () = answers => {}
+            _ = tokio::io::copy(&mut from_us, &mut to_server) => {}
+        }
+    });
+    (address, room)
+}
+
+#[tokio::test]
+async fn a_guest_that_dies_while_a_command_starts_is_noticed_at_once() {
+    let server = Server::start(Kind::OpenSsh);
+    // From nothing at all to all that is said of a start. In between the server has opened the channel, and has not taken
+    // what is to go through it.
+    for said in (0..).step_by(30) {
+        let (address, room) = cuttable(server.address).await;
+        let target = Target { address, ..server.target() };
+        let session = Session::connect(&target, &Timing::default()).await.expect("a session");
+        room.store(said, Ordering::Relaxed);
+        match timeout(SOON, session.exec(Exec::shell("sleep 60"))).await.expect("it is noticed") {
+            Ok(_) => break,
+            Err(error) => assert!(matches!(error, ExecError::Lost(_)), "after {said} bytes: {error}"),
+        }
+    }
 }
 
 #[tokio::test]
