@@ -92,15 +92,10 @@ pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, Exe
 
     let limit = shared.timing.start;
     let launching = timeout(limit, launched(shared, exec, launch.clone(), &write, &mut reported));
-    let (pid, start) = tokio::select! {
-        biased;
-        launched = launching => launched.map_err(|_| ExecError::NotStarted {
-            target: shared.target().to_owned(),
-            why: format!("no sign of life within {limit:?}"),
-        })??,
-        // Who waits for the server to make room for what is to be sent does not hear of it (russh 0.65).
-        lost = shared.lost() => return Err(ExecError::Lost(lost)),
-    };
+    let (pid, start) = shared.unless_lost(launching).await?.map_err(|_| ExecError::NotStarted {
+        target: shared.target().to_owned(),
+        why: format!("no sign of life within {limit:?}"),
+    })??;
     let tree = Tree { leader: Some((pid, start)), nonce: launch.nonce };
     let stdin = Stdin::new(write, open, exec.pty.is_some());
     let stdin = match exec.stdin {

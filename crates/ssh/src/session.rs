@@ -178,6 +178,16 @@ impl Shared {
         Lost { target: self.target.clone(), why }
     }
 
+    /// Does what has to end with the connection and may not hear of it: who waits for the server to make room for what is to be
+    /// sent is not woken (russh 0.65).
+    pub(crate) async fn unless_lost<T>(&self, work: impl Future<Output = T>) -> Result<T, Lost> {
+        tokio::select! {
+            biased;
+            done = work => Ok(done),
+            lost = self.lost() => Err(lost),
+        }
+    }
+
     /// Lets every process take in more output than its reader asked for, until the guard is dropped.
     pub(crate) fn urgent(self: &Arc<Self>) -> Urgent {
         self.state.send_modify(|state| state.urgent += 1);

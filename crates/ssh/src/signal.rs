@@ -131,12 +131,7 @@ pub(crate) async fn deliver(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -
     };
     let not_started =
         |why: String| SignalError::Exec(ExecError::NotStarted { target: shared.target().to_owned(), why });
-    let answered = tokio::select! {
-        biased;
-        answered = timeout(limit, answering) => answered,
-        // See `process::start`.
-        lost = shared.lost() => return Err(ExecError::Lost(lost).into()),
-    };
+    let answered = shared.unless_lost(timeout(limit, answering)).await.map_err(ExecError::from)?;
     let answered = answered.map_err(|_| not_started(format!("no answer within {limit:?}")))?;
     let Ok(Some(answer)) = answered else {
         return Err(SignalError::Exec(shared.lost().await.into()));
