@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs::File;
+use std::io::{self, Read};
 use std::path::Path;
+use std::sync::LazyLock;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -39,8 +42,7 @@ impl Inputs {
         let mut note = |name: &str, text: String| drop(inputs.insert(name.to_owned(), text));
         let program = qemu.program().context("look at qemu")?;
         let (file, size, modified) = (program.file.display(), program.size, program.modified);
-        // What it does to a guest before that is frozen, and writes down of it, may differ between releases.
-        note("kvm-worker", env!("CARGO_PKG_VERSION").to_owned());
+        note("kvm-worker", format!("{} sha256 {}", env!("CARGO_PKG_VERSION"), this_program()?));
         note("qemu", format!("{} {file} ({size} bytes, modified {modified})", program.version));
         let shape = Shape::fresh(image);
         let nowhere = Slot::new(0, 0, Path::new("/"));
@@ -89,7 +91,7 @@ impl Inputs {
                 digest.update(part);
             }
         }
-        Key(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Key(hexadecimal(digest))
     }
 
     /// What is not as it was, by name. Both texts are there, too, unless they are long or have commands and arguments in
@@ -113,6 +115,30 @@ impl Inputs {
     pub(super) fn for_tests(inputs: &[(&str, &str)]) -> Self {
         Inputs(inputs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect())
     }
+}
+
+/// The digest of the program that this process runs. Two builds of one release may ready a guest for being frozen in
+/// different ways, and write down different things of it. It is read once, which blocks for some milliseconds.
+///
+/// # Errors
+/// It can't be read.
+pub(super) fn this_program() -> anyhow::Result<&'static str> {
+    static DIGEST: LazyLock<io::Result<String>> = LazyLock::new(|| {
+        // The file itself, even if another one has its name by now.
+        let mut program = File::open("/proc/self/exe")?;
+        let (mut digest, mut block) = (Sha256::new(), vec![0; 64 << 10]);
+        loop {
+            match program.read(&mut block)? {
+                0 => return Ok(hexadecimal(digest)),
+                length => digest.update(&block[..length]),
+            }
+        }
+    });
+    DIGEST.as_ref().map(String::as_str).map_err(|error| anyhow!("read this program: {error}"))
+}
+
+fn hexadecimal(digest: Sha256) -> String {
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a configuration may have secrets in.
@@ -196,6 +222,12 @@ mod tests {
         check(&[("qemu", "10.0.2")], &[("qemu", "10.0.3")], false);
         check(&[("qemu", "10.0.2")], &[("qemu", "10.0.2"), ("disk", "")], false);
         check(&[("ab", "c")], &[("a", "bc")], false);
+    }
+
+    #[test]
+    fn a_program_is_known_by_what_is_in_it() {
+        let file = std::env::current_exe().and_then(std::fs::read).expect("this program can be read");
+        assert_eq!(this_program().expect("it can be read"), hexadecimal(Sha256::new_with_prefix(file)));
     }
 
     #[test]

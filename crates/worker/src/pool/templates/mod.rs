@@ -94,6 +94,10 @@ impl Templates {
     ) {
         let images = with_templates(images);
         self.remove_unwanted_images(&images);
+        if !images.is_empty() {
+            // Now, rather than by whoever needs it first. An error shows there.
+            let _ = tokio::task::spawn_blocking(inputs::this_program).await;
+        }
         for (name, image) in &images {
             let shelf = self.read(name, image, generations, hypervisor).await;
             self.images().insert((*name).clone(), Arc::new(Kept::new(image, shelf)));
