@@ -41,6 +41,13 @@ pub(crate) fn worker_binary() -> Result<PathBuf> {
     existing(profile.join("kvm-worker"), "cargo build -p kvm-worker (with --release for tests in release)")
 }
 
+/// A program in one of the directories of `PATH`.
+pub(crate) fn in_path(program: &str) -> Result<PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let found = env::split_paths(&path).map(|directory| directory.join(program)).find(|file| file.is_file());
+    found.with_context(|| format!("there is no {program} in PATH; to install it, run: scripts/setup packages"))
+}
+
 fn existing(path: PathBuf, remedy: &str) -> Result<PathBuf> {
     match fs::metadata(&path) {
         Ok(_) => Ok(path),

@@ -7,9 +7,20 @@ use toml::{Table, Value};
 
 use crate::artefacts::image_file;
 
+/// Keys of `[images.NAME]` that a template does not depend on.
+const NOT_FROZEN: [&str; 6] =
+    ["boot_timeout", "keep_generations", "overlay_limit_mib", "post_restore", "shutdown", "warm"];
+
 /// One of the guests: a disk, and what it takes to boot it and to log in.
+///
+/// Its machines are clones of a template that all tests share, unless the guest is [`booting`](Guest::booting) or is given
+/// something that the template does not have. A test that is about how machines begin says `booting()`, or
+/// `with("template", true)` for a template of its own.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Guest(Table);
+pub struct Guest {
+    table: Table,
+    has_shared_template: bool,
+}
 
 impl Guest {
     /// A Debian without a toolchain.
@@ -25,7 +36,7 @@ impl Guest {
     fn on_disk(disk: &str) -> Result<Guest> {
         let path = |name: &str| -> Result<String> { Ok(image_file(name)?.display().to_string()) };
         let host_key = fs::read_to_string(image_file("host_key.pub")?).context("read the guests' host key")?;
-        let guest = Guest(Table::new())
+        let guest = Guest::of_table(Table::new())
             .with("disk", path(disk)?)
             .with("format", "qcow2")
             .with("kernel", path("vmlinuz")?)
@@ -37,28 +48,56 @@ impl Guest {
             .with("key", path("id_ed25519")?)
             .with("host_key", host_key.trim())
             .with("shutdown", "sudo poweroff")
-            .with("boot_timeout", 120);
-        Ok(guest)
+            .with("boot_timeout", 120)
+            .with("template", true);
+        Ok(Guest { has_shared_template: true, ..guest })
+    }
+
+    /// One that is configured so.
+    pub(crate) fn of_table(table: Table) -> Guest {
+        Guest { table, has_shared_template: false }
+    }
+
+    /// The same, whose machines boot.
+    pub fn booting(self) -> Guest {
+        self.without("template")
     }
 
     /// The same with one key of `[images.NAME]` changed.
     pub fn with(mut self, key: &str, value: impl Into<Value>) -> Guest {
-        self.0.insert(key.to_owned(), value.into());
+        self.leave_shared_template(key);
+        self.table.insert(key.to_owned(), value.into());
         self
     }
 
     /// The same without a key.
     pub fn without(mut self, key: &str) -> Guest {
-        self.0.remove(key);
+        self.leave_shared_template(key);
+        self.table.remove(key);
         self
     }
 
     /// A key's value.
     pub fn get(&self, key: &str) -> Option<&str> {
-        self.0.get(key).and_then(Value::as_str)
+        self.table.get(key).and_then(Value::as_str)
     }
 
-    pub(crate) fn table(self) -> Table {
-        self.0
+    /// How it is configured.
+    pub(crate) fn table(&self) -> Table {
+        self.table.clone()
+    }
+
+    /// As much of that as a template depends on, if the one that all tests share is to be linked for it.
+    pub(crate) fn shared_template(&self) -> Option<Table> {
+        let frozen = |(key, _): &(String, Value)| !NOT_FROZEN.contains(&key.as_str());
+        self.has_shared_template.then(|| self.table().into_iter().filter(frozen).collect())
+    }
+
+    /// The shared template is of no use for a guest with another value of a key.
+    fn leave_shared_template(&mut self, key: &str) {
+        if self.has_shared_template && !NOT_FROZEN.contains(&key) {
+            self.has_shared_template = false;
+            self.table.remove("template");
+        }
     }
 }

@@ -1,11 +1,13 @@
 //! The host of a worker: its directories, its ports, its configuration, and what runs there.
 
+use std::collections::BTreeMap;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-use std::{env, fs, thread};
+use std::{env, fs, mem, thread};
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
@@ -15,6 +17,7 @@ use toml::{Table, Value};
 use crate::artefacts::worker_binary;
 use crate::port::is_free;
 use crate::scratch::Scratch;
+use crate::template_store;
 use crate::{Daemon, Guest, Master, Ports, Running, SOON, Terminal, WITH_GUESTS, Worker};
 
 /// How long something that was killed may take to go.
@@ -27,6 +30,8 @@ pub struct KvmHost {
     ports: Ports,
     configuration: Table,
     variables: Vec<(String, String)>,
+    /// Images that are to have the shared template of their guest from the worker's first start on.
+    templates: Mutex<BTreeMap<String, Table>>,
 }
 
 impl KvmHost {
@@ -39,8 +44,13 @@ impl KvmHost {
     pub fn at(url: &str) -> Result<KvmHost> {
         let directory = Scratch::new("kvmhost")?;
         fs::create_dir(directory.path().join("home")).context("make a home for the worker")?;
-        let mut host =
-            KvmHost { directory, ports: Ports::reserve()?, configuration: Table::new(), variables: Vec::new() };
+        let mut host = KvmHost {
+            directory,
+            ports: Ports::reserve()?,
+            configuration: Table::new(),
+            variables: Vec::new(),
+            templates: Mutex::default(),
+        };
         host.write_password(Master::PASSWORD, 0o600)?;
         host.set("worker.name", Master::WORKER);
         host.set("worker.master", url);
@@ -73,6 +83,11 @@ impl KvmHost {
 
     /// Adds an image.
     pub fn image(&mut self, name: &str, guest: Guest) {
+        let templates = self.templates.get_mut().unwrap_or_else(PoisonError::into_inner);
+        match guest.shared_template() {
+            Some(table) => templates.insert(name.to_owned(), table),
+            None => templates.remove(name),
+        };
         self.set(&format!("images.{name}"), guest.table());
     }
 
@@ -298,6 +313,10 @@ impl KvmHost {
 
     /// Writes the configuration as it is set now, as the worker will find it when it reads it again.
     pub fn write_configuration(&self) -> Result<PathBuf> {
+        // The worker takes up what is there when it starts.
+        for (image, table) in mem::take(&mut *self.templates.lock().unwrap_or_else(PoisonError::into_inner)) {
+            template_store::link(&table, &self.state_dir(), &image)?;
+        }
         let file = self.path("worker.toml");
         fs::write(&file, self.configuration.to_string()).context("write the worker's configuration")?;
         Ok(file)

@@ -13,6 +13,9 @@
 //! Snapshot  what a host's disk had at some moment
 //! ```
 //!
+//! A machine of a guest is a clone of a template that is made once for all tests. A test that is about booting boots, and
+//! says so.
+//!
 //! Nothing is skipped: a missing artefact fails the test, with the command that makes it. Nothing sleeps: a wait ends
 //! with a line of a log, an event of the master, the end of a process, or its deadline.
 //!
@@ -25,6 +28,7 @@ mod guest;
 mod host;
 mod line;
 mod luck;
+mod machine_times;
 mod master;
 mod port;
 mod repository;
@@ -36,6 +40,7 @@ mod service_manager;
 mod snapshot;
 mod stuck;
 mod systemd_host;
+mod template_store;
 mod terminal;
 mod transcript;
 mod worker;
@@ -49,7 +54,7 @@ pub use luck::{luck, times};
 pub use master::{Master, MasterPlan, Protocol, Request};
 pub use port::Ports;
 pub use repository::Repository;
-pub use rig::Rig;
+pub use rig::{GATE, Rig};
 pub use running::Running;
 pub use service_manager::ServiceManager;
 pub use snapshot::Snapshot;
@@ -67,15 +72,18 @@ pub const SOON: Duration = Duration::from_secs(40);
 /// How long a build with guests in it may take under TCG, on a loaded machine.
 pub const WITH_GUESTS: Duration = Duration::from_secs(240);
 
-/// Makes two tests of each function that takes a protocol: `msgpack::NAME` and `pb::NAME`.
+/// What a step says when the QEMU of a clone runs; of a machine that boots it says "qemu started".
+pub const CLONED: &str = "cloned from the template";
+
+/// Makes two tests of each function that takes a protocol: `msgpack::NAME` and `pb::NAME`. Attributes go to both.
 #[macro_export]
 macro_rules! over_both_protocols {
-    ($($name:ident),+ $(,)?) => {
+    ($($(#[$attribute:meta])* $name:ident),+ $(,)?) => {
         mod msgpack {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Msgpack) })+
+            $($(#[$attribute])* #[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Msgpack) })+
         }
         mod pb {
-            $(#[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Pb) })+
+            $($(#[$attribute])* #[test] fn $name() -> anyhow::Result<()> { super::$name($crate::Protocol::Pb) })+
         }
     };
 }

@@ -1,9 +1,11 @@
 //! TCP ports of the loopback interface that no other test has.
 
 use std::env;
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, TcpListener};
 use std::ops::Range;
+use std::os::unix::fs::PermissionsExt;
 
 use anyhow::{Context, Result, bail};
 
@@ -27,10 +29,18 @@ impl Ports {
     /// Reserves a block of 8 ports which nobody listens on.
     pub fn reserve() -> Result<Ports> {
         let directory = env::temp_dir().join("kvm-worker-test-ports");
-        fs::create_dir_all(&directory).context("make a directory for the locks of ports")?;
+        if !directory.is_dir() {
+            fs::create_dir_all(&directory).context("make a directory for the locks of ports")?;
+            // Whoever else tests here makes locks of their own in it; those of other users can't be opened.
+            fs::set_permissions(&directory, Permissions::from_mode(0o1777)).context("share the locks of ports")?;
+        }
         for first in RANGE.step_by(usize::from(BLOCK)) {
             let path = directory.join(first.to_string());
-            let lock = File::create(&path).with_context(|| format!("make {}", path.display()))?;
+            let lock = match File::create(&path) {
+                Ok(lock) => lock,
+                Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
+                Err(error) => return Err(error).with_context(|| format!("make {}", path.display())),
+            };
             if lock.try_lock().is_ok() && (first..first + BLOCK).all(is_free) {
                 return Ok(Ports { first, _lock: lock });
             }

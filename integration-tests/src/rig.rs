@@ -1,9 +1,14 @@
 //! A master, a host and its worker.
 
+use std::fs;
+
 use anyhow::{Context, Result, ensure};
 use rustix::process::Signal;
 
 use crate::{Build, Guest, KvmHost, Master, Protocol, Running, SOON, WITH_GUESTS, Worker};
+
+/// A step that waits until [`Rig::open`] lets its builder go on.
+pub const GATE: &str = r#"steps.ShellCommand(name="gate", command="until test -e ../go; do sleep 0.2; done"),"#;
 
 /// What most tests need: a master whose builder is called `build`, and a worker that is connected to it.
 #[derive(Debug)]
@@ -56,6 +61,18 @@ impl Rig {
     /// Starts the builder `build` and waits for its end.
     pub fn run(&self) -> Result<Build> {
         self.master.run_within("build", WITH_GUESTS)
+    }
+
+    /// Lets builds of a builder pass its [`GATE`], from now on.
+    pub fn open(&self, builder: &str) -> Result<()> {
+        let directory = self.host.basedir().join(builder);
+        // Its first build may not have begun.
+        fs::create_dir_all(&directory).and_then(|()| fs::write(directory.join("go"), "")).context("open a gate")
+    }
+
+    /// Has builds of a builder wait at its gate again.
+    pub fn shut(&self, builder: &str) -> Result<()> {
+        fs::remove_file(self.host.basedir().join(builder).join("go")).context("shut a gate")
     }
 
     /// Has the worker read the configuration as it is set now, by SIGHUP, and waits until it says this.

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::artefacts::{repository, systemd_image_file, worker_binary};
+use crate::machine_times;
 use crate::scratch::Scratch;
 use crate::{Daemon, Master, Ports, SOON};
 
@@ -33,7 +34,9 @@ impl SystemdHost {
         let directory = Scratch::new("systemd")?;
         let ports = Ports::reserve()?;
         let guest = boot(directory.path(), ports.get(0))?;
+        let begun = Instant::now();
         guest.transcript().find("Multi-User System", BOOT).context("wait for systemd in the guest")?;
+        machine_times::note("boot", &begun.elapsed().as_secs_f64().to_string());
         let session = log_in(directory.path(), ports.get(0))?;
         let host = SystemdHost { session, _guest: guest, ports, directory };
         host.copy_worker()?;

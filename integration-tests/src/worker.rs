@@ -6,6 +6,7 @@ use std::process::{Command, ExitStatus};
 use anyhow::Result;
 use rustix::process::Signal;
 
+use crate::machine_times;
 use crate::{Daemon, SOON};
 
 /// A running `kvm-worker run`. A test that fails ends it by SIGKILL; the others stop it.
@@ -35,5 +36,11 @@ impl Deref for Worker {
 impl DerefMut for Worker {
     fn deref_mut(&mut self) -> &mut Daemon {
         &mut self.0
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        machine_times::note_all(self.transcript());
     }
 }

@@ -41,7 +41,7 @@ over_both_protocols! {
 fn the_master_looks_at_the_password_and_starts_nothing(protocol: Protocol) -> Result<()> {
     let master = Master::building_over(protocol, r#"steps.ShellCommand(command="true"),"#)?;
     let mut host = KvmHost::of(&master)?;
-    with_image(&mut host, Guest::plain()?);
+    with_image(&mut host, Guest::plain()?.booting());
     // Waits for the worker, and would start on anything that logs in as it.
     let request = master.force("build")?;
     let (status, text) = checked(&host, &["check"])?;

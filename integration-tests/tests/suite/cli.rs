@@ -15,7 +15,7 @@ const NOWHERE: &str = "pb://127.0.0.1:9";
 /// A host with an image, of which no machine is started.
 fn host() -> Result<KvmHost> {
     let mut host = KvmHost::at(NOWHERE)?;
-    host.image("plain", Guest::plain()?);
+    host.image("plain", Guest::plain()?.booting());
     host.set("pool.slots", 2);
     // What is waited for is seen for a while.
     host.set("connection.retry_min", 30);

@@ -71,7 +71,7 @@ fn worker_without_images_runs_without_its_state_directory_and_one_with_images_do
     worker.transcript().find("the commands for a running worker can't reach this one", SOON)?;
     worker.transcript().find("not connected", SOON)?;
     ensure!(worker.stop()?.success(), "the worker did not end well");
-    host.image("plain", Guest::plain()?);
+    host.image("plain", Guest::plain()?.booting());
     let (status, said) = host.start_in_vain()?;
     ensure!(status.code() == Some(1), "the worker ended with {status}");
     contains_all(&said, &["file/state"])

@@ -4,17 +4,11 @@ use std::fs::File;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, Results, Rig, SOON, WITH_GUESTS, contains_all};
+use integration_tests::{CLONED, GATE, Guest, KvmHost, Master, Results, Rig, SOON, WITH_GUESTS, contains_all};
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 /// What a machine of the image takes, QEMU's part included, in MiB.
 const MACHINE: i64 = 384 + 128;
-
-/// A machine that is used for a while.
-const HOLDING: &str = r#"
-    steps.StartVM(image="plain"),
-    steps.VMShellCommand(command="echo holding; sleep 3"),
-    steps.StopVM(),"#;
 
 fn two_slots(host: &mut KvmHost) -> Result<()> {
     host.set("pool.slots", 2);
@@ -24,16 +18,19 @@ fn two_slots(host: &mut KvmHost) -> Result<()> {
 
 #[test]
 fn second_machine_waits_for_the_memory_of_the_first() -> Result<()> {
-    let master = Master::plan().builder("first", HOLDING).builder("second", HOLDING).start()?;
+    let holding = format!(r#"steps.StartVM(image="plain"), {GATE} steps.StopVM(),"#);
+    let master = Master::plan().builder("first", &holding).builder("second", &holding).start()?;
     let rig = Rig::of(master, |host| {
         host.set("pool.memory_budget_mib", 2 * MACHINE - 1);
         two_slots(host)
     })?;
     let first = rig.master.force("first")?;
-    rig.master.printed(first, "qemu started", SOON)?;
+    rig.master.printed(first, CLONED, SOON)?;
     let second = rig.master.force("second")?;
     let why = "waiting for memory: 512 of 1023 MiB are promised to 1 machine, this one needs 512";
     rig.master.printed(second, why, SOON)?;
+    rig.open("first")?;
+    rig.open("second")?;
     rig.master.complete(first, WITH_GUESTS)?.succeeded()?;
     rig.master.complete(second, WITH_GUESTS)?.succeeded()?;
     rig.finish()

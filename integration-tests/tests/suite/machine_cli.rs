@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::process::{Output, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, Rig, SOON, WITH_GUESTS, contains_all};
+use integration_tests::{CLONED, Guest, KvmHost, Master, Rig, SOON, WITH_GUESTS, contains_all};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -60,7 +60,7 @@ fn status_tells_why_each_slot_is_as_it_is() -> Result<()> {
     assert_eq!(machine["state"], "up");
     assert_eq!(
         [&machine["builder"], &machine["vm"], &machine["image"], &machine["how"]],
-        ["busy", "default", "plain", "boot"]
+        ["busy", "default", "plain", "clone"]
     );
     assert_eq!([&machine["build"], &machine["generation"], &machine["ssh_port"]], [1, 1, rig.host.ssh_port(1)]);
     assert_eq!([&machine["commands"][0]["command"], &machine["commands"][0]["step"]], ["shell", "compile"]);
@@ -99,7 +99,8 @@ fn people_get_into_a_running_builds_machine_and_see_its_console() -> Result<()> 
         steps.StartVM(image="plain"),
         steps.VMShellCommand(command="echo evidence > ~/evidence; echo at work; until test -e ~/done; do sleep 0.2; done"),
         steps.StopVM(),"#;
-    let rig = Rig::with_machine(steps)?;
+    // A clone prints nothing of its own when it begins.
+    let rig = Rig::with_guest(steps, Guest::plain()?.booting())?;
     let build = rig.master.force("build")?;
     rig.master.printed(build, "at work", WITH_GUESTS)?;
 
@@ -188,9 +189,9 @@ fn a_persons_machine_is_one_of_the_pool_and_ends_with_who_asked() -> Result<()> 
     first.signal(Signal::INT)?;
     first.wait(SOON)?;
     host.slots_clean()?;
-    // While it boots, too; and a client that is killed says nothing at all.
+    // While it starts, too; and a client that is killed says nothing at all.
     let mut second = host.begin(&["exec", "plain", "--", "true"])?;
-    second.transcript().find("qemu started", SOON)?;
+    second.transcript().find(CLONED, SOON)?;
     second.kill()?;
     host.slots_clean()?;
 
@@ -244,7 +245,7 @@ fn a_person_is_let_in_where_there_is_no_command() -> Result<()> {
         // Once it is there the shell finds what was typed before.
         terminal.press("id -un; echo $((6 * 7)); exit 5\n")?;
         assert_eq!(terminal.wait(WITH_GUESTS)?.code(), Some(5), "{}", terminal.screen().text());
-        contains_all(&terminal.screen().text(), &["qemu started", "buildbot", "42"])?;
+        contains_all(&terminal.screen().text(), &[CLONED, "buildbot", "42"])?;
         terminal.is_as_before()?;
         host.slots_clean()?;
         // The same with a worker.

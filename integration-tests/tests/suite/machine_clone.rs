@@ -16,6 +16,7 @@ fn two_slots(guest: Guest) -> impl FnOnce(&mut KvmHost) -> Result<()> {
     }
 }
 
+/// A guest whose first template is made by the test's worker.
 fn templated() -> Result<Guest> {
     Ok(Guest::plain()?.with("template", true))
 }
@@ -95,7 +96,7 @@ fn clones_have_nothing_in_common_but_their_beginning() -> Result<()> {
         .builder("more", r#"steps.StartVM(image="plain", memory=400), steps.StopVM(),"#)
         .builder("one", r#"steps.StartVM(image="plain"), steps.StopVM(),"#)
         .start()?;
-    let mut rig = Rig::of(master, two_slots(templated()?))?;
+    let mut rig = Rig::of(master, two_slots(Guest::plain()?))?;
     let directory = template(&rig)?;
     let before = digests(&directory)?;
     let build = run(&rig, "pair", "clone")?;
@@ -126,7 +127,7 @@ fn template_follows_its_generation_and_stays_while_a_clone_lives() -> Result<()>
     let plan = history(history(Master::plan(), "save", "save='plain'"), "look", "");
     let held =
         r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="false"), steps.StopVM(keep_on_failure=600),"#;
-    let rig = Rig::of(plan.builder("hold", held).start()?, two_slots(templated()?))?;
+    let rig = Rig::of(plan.builder("hold", held).start()?, two_slots(Guest::plain()?))?;
     let first = template(&rig)?;
     // A clone's disk lies on its template's, and what is saved does not.
     assert_eq!(found(&rig, "save", "clone", &[])?.property("vm_saved_generation").as_u64(), Some(2));
@@ -162,7 +163,7 @@ fn template_follows_its_generation_and_stays_while_a_clone_lives() -> Result<()>
 #[test]
 fn clone_that_fails_is_booted_and_its_template_made_anew() -> Result<()> {
     let steps = r#"steps.StartVM(image="plain", console_log="console"), steps.StopVM(),"#;
-    let rig = Rig::of(Master::building(steps)?, two_slots(templated()?))?;
+    let rig = Rig::of(Master::building(steps)?, two_slots(Guest::plain()?))?;
     let check = |file: &str, kept: usize, says: &str| -> Result<()> {
         let bad = template(&rig)?;
         let path = bad.join(file);

@@ -3,7 +3,7 @@
 //! The number of moments at which the host goes down can be set, as with
 //!
 //! ```text
-//! KVM_WORKER_TEST_POWER_FAILURES=30 cargo test -p integration-tests --test machine_crash power -- --nocapture
+//! KVM_WORKER_TEST_POWER_FAILURES=30 cargo test -p integration-tests power_failure -- --ignored --nocapture
 //! ```
 
 use std::fs;
@@ -152,6 +152,7 @@ fn kill_both(rig: &mut Rig, machine: &Running) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long: each moment of a crash takes a machine or two"]
 fn whatever_goes_down_at_whatever_moment_the_next_run_serves() -> Result<()> {
     let machine = |image: &str, stop: &str| format!(r#"steps.StartVM(image="{image}"), steps.StopVM({stop}),"#);
     let master = Master::plan()
@@ -163,7 +164,7 @@ fn whatever_goes_down_at_whatever_moment_the_next_run_serves() -> Result<()> {
     let mut rig = Rig::of(master, |host| {
         slow_qemu_img(host)?;
         host.set("pool.slots", 1);
-        host.image("plain", Guest::plain()?);
+        host.image("plain", Guest::plain()?.booting());
         host.image("cloned", Guest::plain()?.with("template", true));
         Ok(())
     })?;
@@ -246,15 +247,16 @@ fn found(build: &Build) -> Result<u64> {
 }
 
 #[test]
+#[ignore = "long: several power failures, with builds before and after each"]
 fn power_failure_at_any_moment_leaves_what_the_next_run_cleans_up_and_serves_from() -> Result<()> {
     let failures = times(POWER_FAILURES, FEW)?;
     let mut rng = luck()?;
     let master = Master::plan().speaking(Protocol::Pb).python(HISTORY).start()?;
     let mut rig = Rig::of(master, |host| {
         host.set("pool.slots", 2);
-        host.image("plain", Guest::plain()?);
+        host.image("plain", Guest::plain()?.booting());
         host.image("cloned", Guest::plain()?.with("template", true));
-        host.image("living", Guest::plain()?.with("keep_generations", 2));
+        host.image("living", Guest::plain()?.booting().with("keep_generations", 2));
         Ok(())
     })?;
     let mut snapshots = Vec::new();

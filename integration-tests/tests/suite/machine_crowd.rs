@@ -37,6 +37,7 @@ c["workers"] = [worker.KVMWorker(each.name, each.password) for each in c["worker
 "#;
 
 #[test]
+#[ignore = "long: twelve machines, four at a time"]
 fn four_builders_on_four_slots_do_not_notice_each_other() -> Result<()> {
     let builds: usize = match env::var(BUILDS) {
         Ok(number) => number.parse().with_context(|| format!("{BUILDS} is {number:?} and must be a number"))?,

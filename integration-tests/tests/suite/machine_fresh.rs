@@ -168,8 +168,7 @@ fn clone_without_programs_that_have_roots_rights_is_restored_by_sudo() -> Result
 #[test]
 fn post_restore_that_fails_is_shown_and_the_machine_booted() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
-    let guest = Guest::plain()?.with("template", true);
-    let guest = guest.with("post_restore", "echo looking; echo the database is missing >&2; exit 5");
+    let guest = Guest::plain()?.with("post_restore", "echo looking; echo the database is missing >&2; exit 5");
     let rig = Rig::of(master, |host: &mut KvmHost| {
         host.image("plain", guest);
         Ok(())

@@ -134,7 +134,7 @@ fn what_a_machine_stands_on_stays_whatever_the_configuration_says() -> Result<()
         .builder("save", r#"steps.StartVM(image="plain"), steps.StopVM(save="plain"),"#)
         .start()?;
     let mut rig = Rig::of(master, |host| {
-        host.image("plain", Guest::plain()?.with("template", true).with("keep_generations", 1));
+        host.image("plain", Guest::plain()?.with("keep_generations", 1));
         host.set("pool.slots", 2);
         Ok(())
     })?;

@@ -21,7 +21,8 @@ def history(builder, **kwargs):
 "#;
 
 fn living(host: &mut KvmHost) -> Result<()> {
-    let kept = Guest::plain()?.with("keep_generations", 1);
+    // Else a template would be made of each generation.
+    let kept = Guest::plain()?.booting().with("keep_generations", 1);
     host.image("living", kept);
     host.set("pool.slots", 2);
     Ok(())

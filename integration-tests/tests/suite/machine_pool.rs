@@ -1,7 +1,7 @@
 //! More builds than slots, and disks that several builders want.
 
 use anyhow::{Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, Results, Rig, SOON, WITH_GUESTS, contains_all};
+use integration_tests::{CLONED, GATE, Guest, KvmHost, Master, Results, Rig, SOON, WITH_GUESTS, contains_all};
 
 fn one_slot(host: &mut KvmHost) -> Result<()> {
     host.image("plain", Guest::plain()?);
@@ -10,14 +10,16 @@ fn one_slot(host: &mut KvmHost) -> Result<()> {
 
 #[test]
 fn second_builder_waits_for_the_only_slot_and_gets_it() -> Result<()> {
-    let steps = r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="echo in; sleep 3"), steps.StopVM(),"#;
-    let master = Master::plan().builder("first", steps).builder("second", steps).start()?;
+    let steps = format!(r#"steps.StartVM(image="plain"), {GATE} steps.StopVM(),"#);
+    let master = Master::plan().builder("first", &steps).builder("second", &steps).start()?;
     let rig = Rig::of(master, one_slot)?;
     let first = rig.master.force("first")?;
-    rig.master.printed(first, "qemu started", SOON)?;
+    rig.master.printed(first, CLONED, SOON)?;
     let second = rig.master.force("second")?;
     rig.master.printed(second, "waiting for a slot", SOON)?;
     rig.host.machine()?;
+    rig.open("first")?;
+    rig.open("second")?;
     rig.master.complete(first, WITH_GUESTS)?.succeeded()?;
     rig.master.complete(second, WITH_GUESTS)?.succeeded()?;
     rig.host.slots_clean()?;

@@ -109,7 +109,7 @@ fn step_that_breaks_leaves_no_machine() -> Result<()> {
 
 #[test]
 fn worker_that_is_told_to_stop_while_a_machine_starts_leaves_none() -> Result<()> {
-    let mut rig = Rig::with_machine(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
+    let mut rig = Rig::with_guest(r#"steps.StartVM(image="plain"), steps.StopVM(),"#, Guest::plain()?.booting())?;
     let request = rig.master.force("build")?;
     rig.master.printed(request, "qemu started", SOON)?;
     rig.host.machine()?;

@@ -1,17 +1,20 @@
 //! A pool and images that are changed while builds run.
 
-use std::fs;
-
 use anyhow::{Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, MasterPlan, Request, Results, Rig, SOON, WITH_GUESTS, contains_all};
+use integration_tests::{
+    CLONED, GATE, Guest, KvmHost, Master, MasterPlan, Request, Results, Rig, SOON, WITH_GUESTS, contains_all,
+};
 
 /// A machine that is used, then kept until its builder's gate is open, then used again.
-const GATED: &str = r#"
-    steps.StartVM(image="plain"),
-    steps.VMShellCommand(command="touch ~/mine; echo in"),
-    steps.ShellCommand(command="until test -e ../go; do sleep 0.2; done"),
-    steps.VMShellCommand(command="ls ~/mine"),
-    steps.StopVM(),"#;
+fn gated() -> String {
+    format!(
+        r#"steps.StartVM(image="plain"),
+           steps.VMShellCommand(command="touch ~/mine; echo in"),
+           {GATE}
+           steps.VMShellCommand(command="ls ~/mine"),
+           steps.StopVM(),"#
+    )
+}
 
 /// A machine of the image `plain` that is used.
 const PLAIN: &str =
@@ -21,23 +24,13 @@ const PLAIN: &str =
 const IN: &str = "stdio: in\n";
 
 fn two_builders() -> MasterPlan {
-    Master::plan().builder("first", GATED).builder("second", GATED)
+    Master::plan().builder("first", &gated()).builder("second", &gated())
 }
 
 fn slots(host: &mut KvmHost, count: i64) -> Result<()> {
     host.set("pool.slots", count);
     host.image("plain", Guest::plain()?);
     Ok(())
-}
-
-/// Lets a gated build go on.
-fn open(rig: &Rig, builder: &str) -> Result<()> {
-    Ok(fs::write(rig.host.basedir().join(builder).join("go"), "")?)
-}
-
-/// Has the next build of a builder find its gate shut.
-fn shut(rig: &Rig, builder: &str) -> Result<()> {
-    Ok(fs::remove_file(rig.host.basedir().join(builder).join("go"))?)
 }
 
 fn well(rig: &Rig, request: Request) -> Result<()> {
@@ -48,7 +41,7 @@ fn well(rig: &Rig, request: Request) -> Result<()> {
 fn a_slot_that_is_added_goes_to_the_build_that_waits() -> Result<()> {
     let mut rig = Rig::of(two_builders().start()?, |host| slots(host, 1))?;
     let first = rig.master.force("first")?;
-    rig.master.printed(first, "qemu started", WITH_GUESTS)?;
+    rig.master.printed(first, CLONED, WITH_GUESTS)?;
     let second = rig.master.force("second")?;
     rig.master.printed(second, "waiting for a slot: all 1 are in use", SOON)?;
     rig.host.set("pool.slots", 2);
@@ -56,9 +49,9 @@ fn a_slot_that_is_added_goes_to_the_build_that_waits() -> Result<()> {
     rig.master.printed(second, IN, WITH_GUESTS)?;
     // The first still has its machine.
     rig.host.machines_become(2)?;
-    open(&rig, "second")?;
+    rig.open("second")?;
     well(&rig, second)?;
-    open(&rig, "first")?;
+    rig.open("first")?;
     well(&rig, first)?;
     rig.finish()
 }
@@ -74,16 +67,16 @@ fn slots_that_are_too_many_go_with_the_builds_that_have_them() -> Result<()> {
     rig.reload("reloaded: pool.slots 2 → 1")?;
     rig.host.machines_become(2)?;
     for (build, builder) in builds.into_iter().zip(["first", "second"]) {
-        open(&rig, builder)?;
+        rig.open(builder)?;
         well(&rig, build)?;
-        shut(&rig, builder)?;
+        rig.shut(builder)?;
     }
     let first = rig.master.force("first")?;
     rig.master.printed(first, IN, WITH_GUESTS)?;
     let second = rig.master.force("second")?;
     rig.master.printed(second, "waiting for a slot: all 1 are in use", SOON)?;
     for (build, builder) in [(first, "first"), (second, "second")] {
-        open(&rig, builder)?;
+        rig.open(builder)?;
         well(&rig, build)?;
     }
     rig.finish()
@@ -94,7 +87,7 @@ fn an_image_is_there_as_soon_as_it_is_configured() -> Result<()> {
     // Without images QEMU was not even looked for.
     let mut rig = Rig::building(PLAIN)?;
     rig.run()?.ended(Results::Exception)?;
-    rig.host.image("plain", Guest::plain()?);
+    rig.host.image("plain", Guest::plain()?.booting());
     rig.reload("reloaded: images.plain added")?;
     rig.run()?.succeeded()?;
     let listed = rig.host.ask(&["image", "generations"])?;
@@ -104,12 +97,14 @@ fn an_image_is_there_as_soon_as_it_is_configured() -> Result<()> {
 
 #[test]
 fn a_build_keeps_its_machine_when_the_image_goes() -> Result<()> {
-    let steps = r#"
-        steps.StartVM(image="plain", max_retries=0),
-        steps.VMShellCommand(command="echo in; sleep 5; echo out"),
-        steps.VMShellCommand(name="after", command="echo after"),
-        steps.StopVM(),"#;
-    let mut rig = Rig::with(steps, |host| {
+    let steps = format!(
+        r#"steps.StartVM(image="plain", max_retries=0),
+           steps.VMShellCommand(command="echo in"),
+           {GATE}
+           steps.VMShellCommand(name="after", command="echo after"),
+           steps.StopVM(),"#
+    );
+    let mut rig = Rig::with(&steps, |host| {
         host.image("other", Guest::plain()?);
         slots(host, 1)
     })?;
@@ -117,6 +112,7 @@ fn a_build_keeps_its_machine_when_the_image_goes() -> Result<()> {
     rig.master.printed(request, IN, WITH_GUESTS)?;
     rig.host.unset("images.plain");
     rig.reload("reloaded: images.plain removed")?;
+    rig.open("build")?;
     let build = rig.master.complete(request, WITH_GUESTS)?;
     build.succeeded()?;
     assert_eq!(build.step("after")?.stdio().stdout, "after\n");
@@ -131,7 +127,7 @@ fn a_start_that_waits_gets_a_machine_of_the_image_as_it_is_then() -> Result<()> 
     let memory =
         r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="grep MemTotal /proc/meminfo"), steps.StopVM(),"#;
     let gone = r#"steps.StartVM(image="other", max_retries=0), steps.StopVM(),"#;
-    let master = Master::plan().builder("first", GATED).builder("second", memory).builder("third", gone).start()?;
+    let master = Master::plan().builder("first", &gated()).builder("second", memory).builder("third", gone).start()?;
     let mut rig = Rig::of(master, |host| {
         host.image("other", Guest::plain()?);
         slots(host, 1)
@@ -144,7 +140,7 @@ fn a_start_that_waits_gets_a_machine_of_the_image_as_it_is_then() -> Result<()> 
     rig.host.image("plain", Guest::plain()?.with("memory_mib", 512));
     rig.host.unset("images.other");
     rig.reload("reloaded: images.plain.memory_mib 384 → 512")?;
-    open(&rig, "first")?;
+    rig.open("first")?;
     well(&rig, first)?;
     let build = rig.master.complete(second, WITH_GUESTS)?;
     build.succeeded()?;
@@ -176,7 +172,7 @@ fn a_template_that_is_being_made_makes_way_for_a_slot() -> Result<()> {
         rig.master.printed(build, IN, WITH_GUESTS)?;
     }
     for (build, builder) in builds.into_iter().zip(["first", "second"]) {
-        open(&rig, builder)?;
+        rig.open(builder)?;
         let build = rig.master.complete(build, WITH_GUESTS)?;
         build.succeeded()?;
         assert_eq!(build.property("vm_how"), "clone", "{}", build.story());
@@ -209,7 +205,7 @@ fn what_is_kept_ready_follows() -> Result<()> {
     assert_eq!(build.property("vm_how"), "warm", "{}", build.story());
     // What they are made of stays.
     assert_eq!(transcript.lines(|line| line.contains("template made")).len(), 1);
-    rig.host.image("plain", Guest::plain()?);
+    rig.host.image("plain", Guest::plain()?.booting());
     rig.reload("reloaded: images.plain.template true → false")?;
     rig.host.machines_become(0)?;
     transcript.find("removed a template that is not used any more", SOON)?;

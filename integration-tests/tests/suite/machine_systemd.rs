@@ -63,6 +63,7 @@ impl Site {
 
 /// Steps of one test, because they share a guest that takes a while to boot.
 #[test]
+#[ignore = "long: boots a guest with systemd and waits for its time-outs"]
 fn systemd_starts_reloads_drains_and_restarts_the_worker() -> Result<()> {
     let plan = Master::plan().speaking(Protocol::Pb);
     let mut master =

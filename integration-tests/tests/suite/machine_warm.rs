@@ -24,8 +24,8 @@ fn one_warm(host: &mut KvmHost, slots: i64) -> Result<()> {
     host.set("pool.slots", slots);
     // These tests' own load is no reason to make none.
     host.set("pool.warm_max_load", 1000.0);
-    host.image("plain", Guest::plain()?.with("template", true).with("warm", 1));
-    host.image("other", Guest::plain()?);
+    host.image("plain", Guest::plain()?.with("warm", 1));
+    host.image("other", Guest::plain()?.booting());
     Ok(())
 }
 

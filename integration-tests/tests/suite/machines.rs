@@ -8,7 +8,7 @@ use integration_tests::{Guest, Master, Results, Rig, WITH_GUESTS, contains_all};
 
 #[test]
 fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
-    let rig = Rig::with_machine(
+    let rig = Rig::with_guest(
         r#"steps.ShellCommand(name="make", command="mkdir -p in/sub && echo text > in/sub/file && chmod 750 in/sub/file && touch -d @1000000000 in/sub/file"),
            steps.StartVM(image="plain", console_log="console"),
            steps.VMCopyIn(src="in", dest="in"),
@@ -19,6 +19,7 @@ fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
            steps.VMShellCommand(name="tell", command="echo told to the console | sudo tee /dev/ttyS0; sleep 1", console_log="kernel"),
            steps.VMShellCommand(name="fail", command="exit 7", flunkOnFailure=False),
            steps.StopVM(),"#,
+        Guest::plain()?.booting(),
     )?;
     let build = rig.run()?;
     rig.host.slots_clean()?;

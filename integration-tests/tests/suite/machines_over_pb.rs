@@ -6,21 +6,24 @@ use anyhow::{Result, ensure};
 use integration_tests::{Guest, Master, Protocol, Rig, contains_all};
 
 /// A master of one builder, and a worker with one slot.
-fn rig(steps: &str) -> Result<Rig> {
+fn rig(steps: &str, guest: Guest) -> Result<Rig> {
     Rig::of(Master::building_over(Protocol::Pb, steps)?, |host| {
-        host.image("plain", Guest::plain()?);
+        host.image("plain", guest);
         Ok(())
     })
 }
 
 #[test]
 fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
-    let rig = rig(r#"steps.StringDownload("text\n", workerdest="in/sub/file"),
+    let rig = rig(
+        r#"steps.StringDownload("text\n", workerdest="in/sub/file"),
            steps.StartVM(image="plain", console_log="console"),
            steps.VMCopyIn(src="in", dest="in"),
            steps.VMShellCommand(command="pwd; cat in/sub/file; mkdir out; tr a-z A-Z < in/sub/file > out/file"),
            steps.VMCopyOut(src="out", dest="out"),
-           steps.StopVM(),"#)?;
+           steps.StopVM(),"#,
+        Guest::plain()?.booting(),
+    )?;
     let build = rig.run()?;
     rig.host.slots_clean()?;
     build.succeeded()?;
@@ -34,8 +37,11 @@ fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
 /// Only PB says that a build begins: over MessagePack a machine that nobody stopped stays until the next is started.
 #[test]
 fn machine_of_an_earlier_build_ends_when_the_next_begins() -> Result<()> {
-    let rig = rig(r#"steps.StartVM(image="plain", doStepIf=lambda step: step.build.number == 1),
-           steps.ShellCommand(command="echo hello"),"#)?;
+    let rig = rig(
+        r#"steps.StartVM(image="plain", doStepIf=lambda step: step.build.number == 1),
+           steps.ShellCommand(command="echo hello"),"#,
+        Guest::plain()?,
+    )?;
     rig.run()?.succeeded()?;
     rig.host.machine()?;
     rig.run()?.succeeded()?;
