@@ -2,10 +2,10 @@
 
 Under those that the package buildbot-kvm is for, its tests of whole builds and of its worker run, too.
 
-    old_masters.py --worker PROGRAM --cache DIRECTORY [NAME...]
+    old_masters.py --worker PROGRAM --cache DIRECTORY [--junit FILE] [NAME...]
 
 PROGRAM is the worker; DIRECTORY gets an environment for each release, which stays for the next time. NAMEs are parts
-of releases: only masters with one of them are run.
+of releases: only masters with one of them are run. FILE gets how each went.
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ import venv
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+
+sys.path.append(str(HERE.parent / "report"))
+
+import junit  # noqa: E402
 
 #: How long (seconds) a master may take for its build, a worker to drain, and the package's tests to run.
 BUILD = 90
@@ -49,15 +53,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--worker", type=Path, required=True, help="the worker program")
     parser.add_argument("--cache", type=Path, required=True, help="where the environments are made")
+    parser.add_argument("--junit", type=Path, help="where to write how each went")
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of a release")
     arguments = parser.parse_args()
-    results = [run(release, arguments.cache.absolute(), arguments.worker) for release in releases(arguments.names)]
-    print(f"Older masters: {results.count(True)} passed, {results.count(False)} failed")
-    return 0 if all(results) else 1
+    cases = [run(release, arguments.cache.absolute(), arguments.worker) for release in releases(arguments.names)]
+    failed = sum(case.outcome == junit.FAILED for case in cases)
+    if arguments.junit is not None:
+        junit.write(arguments.junit, "older-masters", cases)
+    print(f"Older masters: {len(cases) - failed} passed, {failed} failed")
+    return 1 if failed else 0
 
 
-def run(release: list[str], cache: Path, worker: Path) -> bool:
+def run(release: list[str], cache: Path, worker: Path) -> junit.Case:
     """Run one master, and say how that went."""
+    begun = time.monotonic()
     try:
         buildbot = install(release, cache)
         with tempfile.TemporaryDirectory(prefix="old-master-") as scratch:
@@ -66,9 +75,9 @@ def run(release: list[str], cache: Path, worker: Path) -> bool:
                 test_package(buildbot.with_name("python"), Path(scratch))
     except FailedError as error:
         print(f"{release[0]}: {error}")
-        return False
+        return junit.Case(release[0], time.monotonic() - begun, junit.FAILED, str(error))
     print(f"{release[0]}: the build ended as it should, and the worker drained")
-    return True
+    return junit.Case(release[0], time.monotonic() - begun, junit.PASSED)
 
 
 def releases(names: list[str]) -> list[list[str]]:

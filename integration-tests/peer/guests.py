@@ -5,7 +5,9 @@ from __future__ import annotations
 import fcntl
 import itertools
 import json
+import os
 import socket
+import subprocess
 import tempfile
 from collections import Counter
 from contextlib import closing
@@ -47,7 +49,8 @@ class Guests:
     def __init__(self, images: Path) -> None:
         """``images`` is the directory that ``scripts/setup image`` makes."""
         self.images = images
-        self.machines = 0
+        #: How each machine came to be, and how long (seconds) that took.
+        self.machines: list[tuple[str, float]] = []
         self.commands: Counter[str] = Counter()
         self.problems: list[str] = []
         self._builds = itertools.count(1)
@@ -55,17 +58,43 @@ class Guests:
 
     def install(self, configuration: Path) -> None:
         """Write the worker's configuration, and have all masters of this process bind their builds from now on."""
-        configuration.write_text(self._configuration())
+        configuration.write_text(self._configuration({}))
         for connection in (pb.Connection, msgpack.Connection):
             self._bind_builds_over(connection)
             self._count_commands_over(connection)
 
+    def make_template(self, program: Path, scratch: Path, state_dir: Path, log: Path) -> None:
+        """Have the guest booted and frozen once, so that each machine of the tests is a clone."""
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        environment |= {"LANG": "C.UTF-8", "KVM_WORKER__POOL__STATE_DIR": str(state_dir)}
+        password = scratch / "no-password"
+        password.touch(mode=0o600)
+        password.write_text("none\n")
+        # It needs no master.
+        worker_table = {"name": "template", "master": "pb://127.0.0.1:9", "password_file": str(password)}
+        configuration = scratch / "template.toml"
+        configuration.write_text(self._configuration(worker_table | {"basedir": str(scratch / "template")}))
+        run = [str(program), "run", f"--config={configuration}"]
+        worker = subprocess.Popen(run, env=environment, stderr=subprocess.PIPE, text=True)
+        with log.open("a") as said:
+            try:
+                assert worker.stderr is not None
+                for line in worker.stderr:
+                    said.write(line)
+                    if " started " in line:
+                        break
+                make = [str(program), "image", "template", f"--config={configuration}", "guest"]
+                subprocess.run(make, env=environment, check=True, timeout=2 * BOOT_TIMEOUT)
+            finally:
+                worker.terminate()
+                said.write(worker.communicate()[1])
+
     def report(self) -> str:
         """Say what ran in guests."""
         commands = ", ".join(f"{count} {name}" for name, count in sorted(self.commands.items()))
-        return f"in guests: {self.machines} machines were started and ran {commands or 'nothing'}"
+        return f"in guests: {len(self.machines)} machines were started and ran {commands or 'nothing'}"
 
-    def _configuration(self) -> str:
+    def _configuration(self, worker: dict[str, str]) -> str:
         image = {
             "disk": str(self.images / "debian-build.qcow2"),
             "kernel": str(self.images / "vmlinuz"),
@@ -76,9 +105,14 @@ class Guests:
             "key": str(self.images / "id_ed25519"),
             "host_key": (self.images / "host_key.pub").read_text().strip(),
             "boot_timeout": BOOT_TIMEOUT,
+            "template": True,
         }
         pool = {"slots": SLOTS, "ssh_port_base": self._first_port, "accel": "tcg"}
-        tables: dict[str, dict[str, Any]] = {"worker": {"host_commands": False}, "pool": pool, "images.guest": image}
+        tables: dict[str, dict[str, Any]] = {
+            "worker": {"host_commands": False} | worker,
+            "pool": pool,
+            "images.guest": image,
+        }
         lines = []
         for name, table in tables.items():
             lines.append(f"[{name}]")
@@ -105,7 +139,8 @@ class Guests:
         if started.rc != 0:
             self.problems.append(f"no machine for {builder}: {started.updates.get('vm_error')}")
             return
-        self.machines += 1
+        vm = started.updates["vm"][-1]
+        self.machines.append((str(vm["how"]), float(vm["seconds"])))
         shell = {"command": ["uname", "-n"], "workdir": ".", "want_stdout": True, "want_stderr": True, "logfiles": {}}
         asked = await run(connection, builder, "shell", shell, collectStdout=True)
         if (asked.rc, asked.stdout.strip()) != (0, HOSTNAME):
@@ -143,9 +178,15 @@ async def run(connection: Any, builder: str, name: str, arguments: dict[str, Any
 def reserve_ports() -> tuple[int, IO[str]]:
     """Find ports in a row that nobody has; they are ours as long as the file that is given too is open."""
     directory = Path(tempfile.gettempdir(), "kvm-worker-test-ports")
-    directory.mkdir(exist_ok=True)
+    if not directory.is_dir():
+        directory.mkdir(exist_ok=True)
+        # Whoever else tests here makes locks of their own in it; those of other users can't be opened.
+        directory.chmod(0o1777)
     for first in PORTS:
-        lock = (directory / str(first)).open("w")
+        try:
+            lock = (directory / str(first)).open("w")
+        except PermissionError:
+            continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,14 +1,15 @@
 """Runs Buildbot's own integration tests over one protocol with a worker program in place of Buildbot's worker.
 
     run.py --worker PROGRAM --source DIRECTORY --protocol pb|msgpack
-        [--guests IMAGES] [--part I/N] [--log FILE] [NAME...]
+        [--guests IMAGES] [--log FILE] [--junit FILE] [--machines FILE] [NAME...]
 
 PROGRAM is the worker. DIRECTORY has the sources of the Buildbot master: they have the tests, the wheel doesn't.
-NAMEs are parts of names of tests: only tests with one of them are run. What the worker says is in FILE.
+NAMEs are parts of names of tests: only tests with one of them are run. What the worker says is in the --log FILE, and
+how each test went in the --junit FILE. The --machines FILE gets a line for each machine: the suite, how the machine
+came to be, and how long (seconds) that took.
 
 With --guests, every build of the tests gets a fresh machine to which its builder is bound, so that all of the
-worker's standard commands run in a guest; IMAGES is the directory that scripts/setup image makes. With --part 2/3
-only each third test is run, from the second on, for several of these programs at a time.
+worker's standard commands run in a guest; IMAGES is the directory that scripts/setup image makes.
 
 modules.txt beside this file tells which tests these are, excluded.txt which of them aren't run and why.
 """
@@ -19,6 +20,7 @@ import argparse
 import fnmatch
 import sys
 import tempfile
+import time
 import unittest
 import warnings
 from collections import Counter
@@ -32,6 +34,10 @@ if TYPE_CHECKING:
     from guests import Guests
 
 HERE = Path(__file__).resolve().parent
+sys.path.append(str(HERE.parent / "report"))
+
+import junit  # noqa: E402
+
 PREFIX = "buildbot.test.integration."
 IN_PROCESS = "in-process "
 
@@ -52,10 +58,9 @@ def main() -> int:
     parser.add_argument("--source", type=Path, required=True, help="the Buildbot master's sources")
     parser.add_argument("--protocol", choices=["pb", "msgpack"], required=True, help="what the tests are run over")
     parser.add_argument("--guests", type=Path, metavar="IMAGES", help="run all commands in guests with these disks")
-    parser.add_argument(
-        "--part", type=part, default=(1, 1), metavar="I/N", help="run only each Nth test from the Ith"
-    )
     parser.add_argument("--log", type=Path, help="where what the worker says goes")
+    parser.add_argument("--junit", type=Path, help="where to write how each test went")
+    parser.add_argument("--machines", type=Path, help="where to add a line for each machine: suite, how, seconds")
     parser.add_argument("names", nargs="*", metavar="NAME", help="part of the name of a test")
     arguments = parser.parse_args()
     source = arguments.source.resolve()
@@ -68,12 +73,15 @@ def main() -> int:
         log = arguments.log or Path(scratch) / "worker.log"
         guests = prepare(arguments.worker.resolve(), log.absolute(), Path(scratch), arguments.guests)
         selection = select(arguments.names, arguments.protocol, guests is not None)
-        first, step = arguments.part
-        selection.tests = unittest.TestSuite(list(selection.tests)[first - 1 :: step])
         if arguments.names and not selection.tests.countTestCases():
             print("Buildbot's interop tests: 0 passed, 0 failed: none of them has such a name")
             return 0
-        return run(selection, Path(scratch) / "trial", log, guests)
+        suite = f"interop-{'in-guests-' if guests is not None else ''}{arguments.protocol}"
+        status = run(selection, Path(scratch) / "trial", log, guests, Ledger(suite, arguments.junit))
+        if guests is not None and arguments.machines is not None:
+            with arguments.machines.open("a") as machines:
+                machines.writelines(f"{suite}\t{how}\t{seconds}\n" for how, seconds in guests.machines)
+        return status
 
 
 def prepare(worker: Path, log: Path, scratch: Path, images: Path | None) -> Guests | None:
@@ -94,6 +102,7 @@ def prepare(worker: Path, log: Path, scratch: Path, images: Path | None) -> Gues
     binding = guests.Guests(images.resolve())
     configuration = scratch / "worker.toml"
     binding.install(configuration)
+    binding.make_template(worker, scratch, scratch / "vms", log)
     foreign.install(worker, log, scratch / "vms", configuration, guests.SETTLE_TIMEOUT)
     return binding
 
@@ -111,17 +120,17 @@ def select(names: list[str], protocol: str, in_guests: bool) -> Selection:
     for line in lines("modules.txt"):
         in_process = line.startswith(IN_PROCESS)
         for test in flat(loader.loadByName(PREFIX + line.removeprefix(IN_PROCESS), recurse=True)):
-            name = test.id().removeprefix(PREFIX)
-            if names and not any(part in name for part in names):
+            test_name = name(test.id())
+            if names and not any(part in test_name for part in names):
                 continue
-            reason = next((reasons[pattern] for pattern in reasons if fnmatch.fnmatch(name, pattern)), None)
+            reason = next((reasons[pattern] for pattern in reasons if fnmatch.fnmatch(test_name, pattern)), None)
             own = getattr(test, "proto", None)
             if not in_process and own in {"pb", "msgpack"} and own != protocol:
                 selection.passed_over["speak the other protocol"] += 1
             elif not in_process and own == "null":
                 selection.passed_over["have a twin over MessagePack or PB"] += 1
             elif reason is not None:
-                selection.excluded[name] = reason
+                selection.excluded[test_name] = reason
             else:
                 test.proto = protocol  # type: ignore[attr-defined]
                 if in_guests:
@@ -130,13 +139,68 @@ def select(names: list[str], protocol: str, in_guests: bool) -> Selection:
     return selection
 
 
-def run(selection: Selection, directory: Path, log: Path, guests: Guests | None) -> int:
+class Ledger:
+    """Notes how long each test takes and how it ends, for a JUnit file."""
+
+    def __init__(self, suite: str, path: Path | None) -> None:
+        self.suite = suite
+        self.path = path
+        self.cases: list[junit.Case] = []
+
+    def reporter(self) -> Any:
+        """Make trial's reporter, which is asked for each time that tests are run."""
+        from twisted.trial.reporter import VerboseTextReporter
+
+        ledger = self
+        base: Any = VerboseTextReporter
+
+        class Reporter(base):  # type: ignore[misc]
+            """Trial's own, with an eye on the clock."""
+
+            def startTest(self, test: Any) -> None:
+                self.begun, self.trouble = time.monotonic(), ""
+                super().startTest(test)
+
+            def addError(self, test: Any, error: Any) -> None:
+                self.trouble = str(error)
+                super().addError(test, error)
+
+            def addFailure(self, test: Any, failure: Any) -> None:
+                self.trouble = str(failure)
+                super().addFailure(test, failure)
+
+            def addSkip(self, test: Any, reason: Any) -> None:
+                ledger.note(test.id(), 0.0, junit.SKIPPED, str(reason))
+                super().addSkip(test, reason)
+
+            def stopTest(self, test: Any) -> None:
+                if not any(case.name == name(test.id()) for case in ledger.cases):
+                    outcome = junit.FAILED if self.trouble else junit.PASSED
+                    ledger.note(test.id(), time.monotonic() - self.begun, outcome, self.trouble)
+                super().stopTest(test)
+
+        return Reporter
+
+    def note(self, test: str, seconds: float, outcome: str, message: str = "") -> None:
+        """Note a test."""
+        self.cases.append(junit.Case(name(test), seconds, outcome, message))
+
+    def write(self) -> None:
+        """Write the file, if it is wanted."""
+        if self.path is not None:
+            junit.write(self.path, self.suite, self.cases)
+
+
+def name(test: str) -> str:
+    """Leave out of a test's name where all of them are."""
+    return test.removeprefix(PREFIX)
+
+
+def run(selection: Selection, directory: Path, log: Path, guests: Guests | None, ledger: Ledger) -> int:
     """Run the selected tests and say how that went."""
-    from twisted.trial.reporter import VerboseTextReporter
     from twisted.trial.runner import TrialRunner
 
-    reporter: Any = VerboseTextReporter
-    result: Any = TrialRunner(reporter, workingDirectory=str(directory)).run(selection.tests)
+    result: Any = TrialRunner(ledger.reporter(), workingDirectory=str(directory)).run(selection.tests)
     problems = guests.problems if guests is not None else []
     failed = len(result.failures) + len(result.errors) + len(problems)
     print()
@@ -150,18 +214,12 @@ def run(selection: Selection, directory: Path, log: Path, guests: Guests | None)
         print(guests.report())
     for problem in problems:
         print(f"failed: {problem}")
+        ledger.note("the machines of the tests", 0.0, junit.FAILED, problem)
+    ledger.write()
     if failed:
         print(f"what the worker said:\n{log.read_text(errors='replace')}")
     print(f"Buildbot's interop tests: {result.successes} passed, {failed} failed, {len(result.skips)} skipped")
     return 0 if not failed and result.wasSuccessful() and result.successes else 1
-
-
-def part(text: str) -> tuple[int, int]:
-    """Read I/N."""
-    first, _, step = text.partition("/")
-    if not (first.isdecimal() and step.isdecimal() and 1 <= int(first) <= int(step)):
-        raise argparse.ArgumentTypeError(f"{text!r} should be I/N, such as 1/2")
-    return int(first), int(step)
 
 
 def flat(suite: unittest.TestCase | unittest.TestSuite) -> Iterator[unittest.TestCase]:
