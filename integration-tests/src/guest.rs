@@ -1,6 +1,7 @@
 //! The guests that `scripts/setup image` makes.
 
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use toml::{Table, Value};
@@ -34,8 +35,17 @@ impl Guest {
     }
 
     fn on_disk(disk: &str) -> Result<Guest> {
-        let path = |name: &str| -> Result<String> { Ok(image_file(name)?.display().to_string()) };
-        let host_key = fs::read_to_string(image_file("host_key.pub")?).context("read the guests' host key")?;
+        Guest::of(disk, image_file)
+    }
+
+    /// A guest that `contrib/images/build` made in a directory of one's own; its machines boot.
+    pub fn made_in(directory: &Path, variant: &str) -> Result<Guest> {
+        Ok(Guest::of(&format!("debian-{variant}.qcow2"), |name| Ok(directory.join(name)))?.booting())
+    }
+
+    fn of(disk: &str, file: impl Fn(&str) -> Result<PathBuf>) -> Result<Guest> {
+        let path = |name: &str| -> Result<String> { Ok(file(name)?.display().to_string()) };
+        let host_key = fs::read_to_string(file("host_key.pub")?).context("read the guests' host key")?;
         let guest = Guest::of_table(Table::new())
             .with("disk", path(disk)?)
             .with("format", "qcow2")

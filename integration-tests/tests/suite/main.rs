@@ -19,6 +19,7 @@ mod machine_fresh;
 mod machine_gc;
 mod machine_generations;
 mod machine_hold;
+mod machine_images;
 mod machine_log;
 mod machine_network;
 mod machine_pause;
