@@ -5,9 +5,9 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use russh::client::{self, DisconnectReason, Handle};
+use russh::client::{self, DisconnectReason, GexParams, Handle};
 use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{MethodSet, Preferred, cipher, compression, kex, mac};
+use russh::{AlgorithmKind, MethodSet, Preferred, cipher, compression, kex, mac};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -21,13 +21,69 @@ const WINDOW: u32 = 4 << 20;
 /// The largest packet we take, in bytes; OpenSSH sends at most 32 KiB at a time.
 const PACKET: u32 = 65_535;
 
-/// The fastest first.
-const REAL_CIPHERS: [cipher::Name; 5] =
-    [cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::CHACHA20_POLY1305, cipher::AES_128_CTR, cipher::AES_256_CTR];
+/// The fastest first. What follows AES-256 in counter mode is for guests that have nothing else: systems of before 2014,
+/// appliances, servers that somebody has narrowed.
+const REAL_CIPHERS: [cipher::Name; 9] = [
+    cipher::AES_128_GCM,
+    cipher::AES_256_GCM,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_128_CTR,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CBC,
+    cipher::AES_256_CBC,
+    cipher::AES_192_CBC,
+];
 
 /// The fastest first, at the end of a processor that is emulated.
-const EMULATED_CIPHERS: [cipher::Name; 5] =
-    [cipher::AES_128_CTR, cipher::CHACHA20_POLY1305, cipher::AES_128_GCM, cipher::AES_256_GCM, cipher::AES_256_CTR];
+const EMULATED_CIPHERS: [cipher::Name; 9] = [
+    cipher::AES_128_CTR,
+    cipher::CHACHA20_POLY1305,
+    cipher::AES_128_GCM,
+    cipher::AES_256_GCM,
+    cipher::AES_256_CTR,
+    cipher::AES_192_CTR,
+    cipher::AES_128_CBC,
+    cipher::AES_256_CBC,
+    cipher::AES_192_CBC,
+];
+
+/// The cheapest of the safe ones first. A guest is a machine of ours at a port of this host, so that an old one is better let
+/// in than shut out: SHA-1 comes last. What no server should be asked for any more is left out (a group of 1024 bits).
+const KEY_EXCHANGES: [kex::Name; 15] = [
+    kex::CURVE25519,
+    kex::CURVE25519_PRE_RFC_8731,
+    kex::MLKEM768X25519_SHA256,
+    kex::ECDH_SHA2_NISTP256,
+    kex::DH_G16_SHA512,
+    kex::DH_G14_SHA256,
+    kex::ECDH_SHA2_NISTP384,
+    kex::ECDH_SHA2_NISTP521,
+    kex::DH_GEX_SHA256,
+    kex::DH_G15_SHA512,
+    kex::DH_G18_SHA512,
+    kex::DH_G14_SHA1,
+    kex::DH_GEX_SHA1,
+    kex::EXTENSION_SUPPORT_AS_CLIENT,
+    kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
+];
+
+/// Only the ciphers without a check of their own need one.
+const MACS: [mac::Name; 6] = [
+    mac::HMAC_SHA256_ETM,
+    mac::HMAC_SHA512_ETM,
+    mac::HMAC_SHA256,
+    mac::HMAC_SHA512,
+    mac::HMAC_SHA1_ETM,
+    mac::HMAC_SHA1,
+];
+
+/// The bits of a group that the server is to choose: at least, best and at most. More than the least would cost an emulated
+/// guest seconds.
+const GROUP: (usize, usize, usize) = (2048, 2048, 8192);
+
+/// How many of a server's names are shown at most.
+const MOST_NAMES: usize = 16;
 
 /// What a try came to.
 pub(crate) struct Connected {
@@ -154,6 +210,9 @@ fn broken(target: &Target, error: &russh::Error) -> ConnectError {
     use russh::Error;
     let (target, why) = (target.to_string(), error.to_string());
     match error {
+        Error::NoCommonAlgo { kind, ours, theirs } => {
+            ConnectError::Incompatible { target, why: nothing_in_common(kind, ours, theirs) }
+        }
         Error::IO(_)
         | Error::HUP
         | Error::Disconnect
@@ -165,6 +224,23 @@ fn broken(target: &Target, error: &russh::Error) -> ConnectError {
     }
 }
 
+/// Says what two lists of names are about that have none in common, and what to do.
+fn nothing_in_common(kind: &AlgorithmKind, ours: &[String], theirs: &[String]) -> String {
+    let (what, setting) = match kind {
+        AlgorithmKind::Kex => ("key exchange", "KexAlgorithms"),
+        AlgorithmKind::Key => ("kind of host key", "HostKeyAlgorithms, or the host keys that it has"),
+        AlgorithmKind::Cipher => ("cipher", "Ciphers"),
+        AlgorithmKind::Mac => ("message authentication code", "MACs"),
+        AlgorithmKind::Compression => ("compression", "Compression"),
+    };
+    // Who narrows a server names few; the others are long.
+    let theirs = theirs.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
+    format!(
+        "they have no {what} in common: the guest has {theirs:.400}; let it have one of {} as well (sshd_config's {setting})",
+        ours.join(", ")
+    )
+}
+
 fn config(target: &Target, timing: &Timing) -> client::Config {
     client::Config {
         window_size: WINDOW,
@@ -174,6 +250,7 @@ fn config(target: &Target, timing: &Timing) -> client::Config {
         keepalive_interval: Some(timing.keepalive),
         keepalive_max: timing.keepalive_tries.max(1) as usize,
         nodelay: true,
+        gex: GexParams::new(GROUP.0, GROUP.1, GROUP.2).unwrap_or_default(),
         ..client::Config::default()
     }
 }
@@ -189,23 +266,13 @@ fn preferred(host_key: &HostKeyPolicy, processor: Processor) -> Preferred {
         keys.sort_by_key(|kind| !same_kind(kind));
     }
     Preferred {
-        kex: Cow::Borrowed(&[
-            kex::CURVE25519,
-            kex::CURVE25519_PRE_RFC_8731,
-            kex::MLKEM768X25519_SHA256,
-            kex::ECDH_SHA2_NISTP256,
-            kex::DH_G16_SHA512,
-            kex::DH_G14_SHA256,
-            kex::EXTENSION_SUPPORT_AS_CLIENT,
-            kex::EXTENSION_OPENSSH_STRICT_KEX_AS_CLIENT,
-        ]),
+        kex: Cow::Borrowed(&KEY_EXCHANGES),
         key: Cow::Owned(keys),
         cipher: Cow::Borrowed(match processor {
             Processor::Real => &REAL_CIPHERS,
             Processor::Emulated => &EMULATED_CIPHERS,
         }),
-        // Only the ciphers without a check of their own need one.
-        mac: Cow::Borrowed(&[mac::HMAC_SHA256_ETM, mac::HMAC_SHA512_ETM, mac::HMAC_SHA256, mac::HMAC_SHA512]),
+        mac: Cow::Borrowed(&MACS),
         compression: Cow::Borrowed(&[compression::NONE]),
         ..Preferred::DEFAULT
     }

@@ -3,4 +3,5 @@
 mod commands;
 mod connecting;
 mod copies;
+mod narrow;
 mod server;
