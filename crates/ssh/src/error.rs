@@ -111,6 +111,19 @@ pub enum ExecError {
         /// How long we waited.
         waited: Duration,
     },
+    /// The server allows no further channel on the connection, and there is no other connection.
+    #[error(
+        "{target} allows no more than {most} sessions on a connection (sshd_config's MaxSessions), and another connection \
+         could not be made: {why}"
+    )]
+    Refused {
+        /// `user@address`.
+        target: String,
+        /// How many the server allows.
+        most: usize,
+        /// Why there is no other connection.
+        why: String,
+    },
     /// The server or the login shell did not get as far as starting the command.
     #[error("{target} did not start the command: {why}")]
     NotStarted {

@@ -37,6 +37,6 @@ pub use process::{Event, Exit, Output, Process, Signaller};
 pub use ready::{NotReady, Readiness, Ready, wait_until_ready};
 pub use session::Session;
 pub use shell::{Shell, Unquotable};
-pub use signal::{Signal, Signalled, UnknownSignal};
+pub use signal::{Detour, Signal, Signalled, UnknownSignal};
 pub use stdin::{Stdin, StdinClosed};
 pub use target::{Processor, Target, Timing};

@@ -1,6 +1,6 @@
 //! A command that runs in the guest.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use russh::ChannelWriteHalf;
@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tracing::Instrument;
 
-use crate::channel::{self, Purpose};
+use crate::channel::{self, Opened, Purpose};
 use crate::exec::{Exec, Pty};
 use crate::launch::Launch;
 use crate::output::{self, Receiver};
@@ -74,13 +74,15 @@ pub struct Output {
 pub struct Signaller {
     shared: Arc<Shared>,
     tree: Tree,
+    /// The command's own channel, for as long as it is open.
+    channel: Weak<ChannelWriteHalf<Msg>>,
 }
 
 /// Starts a command; see [`Session::exec`].
 pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, ExecError> {
-    let shared = &session.shared;
-    let launch = Launch::new(exec, &shared.dialect)?;
-    let (channel, permit) = channel::open(shared, Purpose::Ordinary).await?;
+    let launch = Launch::new(exec, &session.shared.dialect)?;
+    let Opened { channel, permit, shared } = channel::open(&session.shared, Purpose::Ordinary).await?;
+    let shared = &shared;
     let (read, write) = channel.split();
     let write = Arc::new(write);
     let (sender, output) = output::queue(exec.buffer);
@@ -97,6 +99,7 @@ pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, Exe
         why: format!("no sign of life within {limit:?}"),
     })??;
     let tree = Tree { leader: Some((pid, start)), nonce: launch.nonce };
+    let signaller = Signaller { shared: Arc::clone(shared), tree, channel: Arc::downgrade(&write) };
     let stdin = Stdin::new(write, open, exec.pty.is_some());
     let stdin = match exec.stdin {
         true => Some(stdin),
@@ -105,7 +108,7 @@ pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, Exe
             None
         }
     };
-    Ok(Process { output, stdin, signaller: Signaller { shared: Arc::clone(shared), tree }, pid, _owner: owner })
+    Ok(Process { output, stdin, signaller, pid, _owner: owner })
 }
 
 /// Sends request and script, and waits for the report.
@@ -195,12 +198,14 @@ impl Signaller {
     /// Sends a signal to the process and everything it started: its session and process group, its descendants, and
     /// daemons that left the session but kept its environment. Those of other users get it through `sudo -n`, if allowed.
     ///
-    /// The ssh protocol's own signal request would reach the first process alone. `KILL` is repeated until no new
+    /// The ssh protocol's own signal request would reach the first process and its group alone. It is made where the server
+    /// lets in nothing else, neither another channel nor another connection; what came of it shows in the process's end.
+    /// `KILL` is repeated until no new
     /// process shows up; others are sent once, as what a process forks on `TERM` may be its cleaning up. To be sure that
     /// nothing is left, send `KILL` in the end, also after the process itself has exited. Waits for a channel up to [`Timing::channel`](crate::Timing::channel) and for the answer up to
     /// [`Timing::start`](crate::Timing::start).
     pub async fn signal(&self, signal: Signal) -> Result<Signalled, SignalError> {
-        signal::deliver(&self.shared, &self.tree, signal).await
+        signal::deliver(&self.shared, &self.tree, signal, &self.channel).await
     }
 }
 

@@ -7,9 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use russh::client::Msg;
 use russh::{ChannelMsg, ChannelReadHalf, ChannelWriteHalf, Sig};
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::timeout;
 
+use crate::channel::Permit;
 use crate::exec::{Command, Exec};
 use crate::launch::{Report, Scanner};
 use crate::output::Sender;
@@ -99,13 +100,13 @@ impl Pump {
         mut read: ChannelReadHalf,
         write: Arc<ChannelWriteHalf<Msg>>,
         mut owner: oneshot::Receiver<()>,
-        _held: (OwnedSemaphorePermit, watch::Sender<()>),
+        _held: (Permit, watch::Sender<()>),
     ) {
         let mut state = self.shared.state.subscribe();
         let closed = loop {
             let message = tokio::select! {
                 biased;
-                _ = &mut owner => return self.abandon(read, &write).await,
+                _ = &mut owner => return self.abandon(read, write).await,
                 message = async { self.queue.room(&mut state).await; read.wait().await } => message,
             };
             match message {
@@ -237,15 +238,16 @@ impl Pump {
     }
 
     /// Ends what the owner left running, throwing its output away meanwhile, and closes the channel.
-    async fn abandon(mut self, mut read: ChannelReadHalf, write: &ChannelWriteHalf<Msg>) {
-        if self.tree.leader.is_none() && self.ends_unstarted(&mut read, write).await {
+    async fn abandon(mut self, mut read: ChannelReadHalf, write: Arc<ChannelWriteHalf<Msg>>) {
+        if self.tree.leader.is_none() && self.ends_unstarted(&mut read, &write).await {
             return;
         }
         for signal in [self.abandoned_by, Signal::Kill] {
             if self.exit.is_some() {
                 break;
             }
-            let kill = signal::deliver(&self.shared, &self.tree, signal);
+            let own = Arc::downgrade(&write);
+            let kill = signal::deliver(&self.shared, &self.tree, signal, &own);
             let drain = async { while !matches!(read.wait().await, Some(ChannelMsg::Close) | None) {} };
             if let Ok((killed, ())) = timeout(ABANDON_WAIT, async { tokio::join!(kill, drain) }).await {
                 if let Err(error) = killed

@@ -14,12 +14,15 @@ use tokio::time::timeout;
 use crate::channel::Channels;
 use crate::connect::{self, Client, Connected};
 use crate::copy::{self, Copied, CopyError, CopyOptions};
-use crate::{ConnectError, Dialect, Exec, ExecError, HostKey, Lost, Process, Processor, Target, Timing, process};
+use crate::{
+    ConnectError, Dialect, Exec, ExecError, HostKey, HostKeyPolicy, Lost, Process, Processor, Target, Timing, process,
+};
 
 /// How long [`Session::close`] waits for the connection to end politely.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
-/// A session with a guest: one connection, any number of processes and copies over it.
+/// A session with a guest: one connection, any number of processes and copies over it. A server that allows fewer channels
+/// on a connection than are needed gets further connections, which end with the first.
 ///
 /// A clone is another handle on the same connection, which ends with [`Session::close`] or when the last handle,
 /// [`Process`] and copy is gone.
@@ -34,9 +37,10 @@ pub(crate) struct Shared {
     pub timing: Timing,
     pub dialect: Dialect,
     pub state: watch::Sender<State>,
-    target: String,
+    /// Whom it is with, by the host key that it presented.
+    target: Target,
+    name: String,
     host_key: HostKey,
-    processor: Processor,
 }
 
 /// What everybody on a connection must know of it.
@@ -68,20 +72,8 @@ impl Session {
 
     /// Makes a session of a connection whose server has said its banner.
     pub(crate) async fn log_in(stream: TcpStream, target: &Target, timing: &Timing) -> Result<Self, ConnectError> {
-        let state = watch::Sender::new(State::default());
-        let Connected { handle, host_key } = connect::login(stream, target, timing, state.clone()).await?;
-        tracing::debug!(peer = %target, host_key = %host_key.fingerprint(), "ssh session established");
-        let channels = Channels::new(timing.channels);
-        let shared = Shared {
-            handle,
-            channels,
-            timing: timing.clone(),
-            dialect: target.dialect.clone(),
-            state,
-            target: target.to_string(),
-            processor: target.processor,
-            host_key,
-        };
+        let shared = Shared::log_in(stream, target, timing, 0).await?;
+        tracing::debug!(peer = %target, host_key = %shared.host_key.fingerprint(), "ssh session established");
         Ok(Self { shared: Arc::new(shared) })
     }
 
@@ -97,7 +89,7 @@ impl Session {
 
     /// What the guest was said to have for a processor.
     pub fn processor(&self) -> Processor {
-        self.shared.processor
+        self.shared.target.processor
     }
 
     /// Starts a command. Returns when the guest's shell has entered the working directory and reported the process.
@@ -145,23 +137,50 @@ impl Session {
         self.shared.is_lost()
     }
 
-    /// Ends the connection, and with it every process's channel; the processes themselves are not signalled.
+    /// Ends the session, and with it every process's channel; the processes themselves are not signalled.
     pub async fn close(self) {
         self.close_because("closed by us").await;
     }
 
-    /// Ends the connection; whoever uses it is told why.
+    /// Ends the connection, and those beside it; whoever uses them is told why.
     pub async fn close_because(self, why: &str) {
-        let polite = self.shared.handle.disconnect(Disconnect::ByApplication, "", "");
-        // Pumps that wait for a reader would keep russh's task from ever seeing the request.
-        self.shared.state.send_if_modified(|state| state.end(why.to_owned()));
-        let _ = timeout(CLOSE_WAIT, polite).await;
+        let mut next = Some(self.shared);
+        while let Some(shared) = next {
+            let polite = shared.handle.disconnect(Disconnect::ByApplication, "", "");
+            // Pumps that wait for a reader would keep russh's task from ever seeing the request.
+            shared.state.send_if_modified(|state| state.end(why.to_owned()));
+            let _ = timeout(CLOSE_WAIT, polite).await;
+            next = shared.channels.take_beside();
+        }
     }
 }
 
 impl Shared {
+    /// Logs in over a connection; so many others of the same session come before it.
+    async fn log_in(stream: TcpStream, target: &Target, timing: &Timing, place: u8) -> Result<Self, ConnectError> {
+        let state = watch::Sender::new(State::default());
+        let Connected { handle, host_key } = connect::login(stream, target, timing, state.clone()).await?;
+        Ok(Self {
+            handle,
+            channels: Channels::new(timing.channels, place),
+            timing: timing.clone(),
+            dialect: target.dialect.clone(),
+            state,
+            target: Target { host_key: HostKeyPolicy::Pinned(host_key.clone()), ..target.clone() },
+            name: target.to_string(),
+            host_key,
+        })
+    }
+
+    /// Makes another connection with the same guest, as the same user.
+    pub(crate) async fn connect_beside(&self, place: u8) -> Result<Arc<Self>, ConnectError> {
+        let stream = connect::reach(&self.target, &self.timing).await?;
+        Ok(Arc::new(Self::log_in(stream, &self.target, &self.timing, place).await?))
+    }
+
+    /// `user@address`.
     pub(crate) fn target(&self) -> &str {
-        &self.target
+        &self.name
     }
 
     pub(crate) fn is_lost(&self) -> bool {
@@ -175,7 +194,7 @@ impl Shared {
             Ok(state) => state.ended.clone().unwrap_or_default(),
             Err(_) => "the session was dropped".to_owned(),
         };
-        Lost { target: self.target.clone(), why }
+        Lost { target: self.name.clone(), why }
     }
 
     /// Does what has to end with the connection and may not hear of it: who waits for the server to make room for what is to be
@@ -206,7 +225,7 @@ impl Drop for Urgent {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("target", &self.shared.target)
+            .field("target", &self.shared.name)
             .field("state", &*self.shared.state.borrow())
             .finish()
     }

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use bytes::BytesMut;
-use russh::ChannelMsg;
+use russh::client::Msg;
+use russh::{ChannelMsg, ChannelWriteHalf, Sig};
 use tokio::time::timeout;
 
-use crate::channel::{self, Purpose};
+use crate::channel::{self, Opened, Purpose};
 use crate::dialect::{Dialect, Start};
 use crate::session::Shared;
 use crate::{ExecError, SignalError, launch};
@@ -28,6 +29,20 @@ macro_rules! signals {
             /// Returns the name without `SIG`, as `kill -s` takes it.
             pub fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Returns what the ssh protocol calls it (RFC 4254, 6.9).
+            fn request(self) -> Sig {
+                match self {
+                    Self::Abrt => Sig::ABRT,
+                    Self::Hup => Sig::HUP,
+                    Self::Int => Sig::INT,
+                    Self::Kill => Sig::KILL,
+                    Self::Quit => Sig::QUIT,
+                    Self::Term => Sig::TERM,
+                    Self::Usr1 => Sig::USR1,
+                    other => Sig::Custom(other.name().to_owned()),
+                }
             }
         }
 
@@ -72,10 +87,45 @@ pub struct UnknownSignal {
 }
 
 /// What a signal reached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signalled {
     /// How many processes got it; 0 when the tree was gone already.
     pub processes: u32,
+    /// How it went, if not over the command's own connection.
+    pub detour: Option<Detour>,
+}
+
+/// Another way for a signal than a channel beside the command's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Detour {
+    /// Over another connection.
+    Connection {
+        /// How many sessions the server allows on one.
+        most: usize,
+    },
+    /// By the ssh protocol's own request, to the command's process group alone, and without a word of whether it arrived.
+    Request {
+        /// Why there was no other way.
+        why: String,
+    },
+}
+
+impl fmt::Display for Detour {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connection { most } => {
+                let sessions = if *most == 1 { "session" } else { "sessions" };
+                write!(
+                    f,
+                    "over another connection, as the guest's ssh server allows no more than {most} {sessions} on one \
+                     (sshd_config's MaxSessions)"
+                )
+            }
+            Self::Request { why } => {
+                write!(f, "by a request of the ssh protocol, which reaches its process group alone, as {why}")
+            }
+        }
+    }
 }
 
 /// A command's processes in the guest.
@@ -104,13 +154,40 @@ impl Tree {
     }
 }
 
-/// Signals a command's whole process tree, over a channel of its own.
-pub(crate) async fn deliver(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<Signalled, SignalError> {
+/// Signals a command's whole process tree, or its process group by a request on its own channel where the guest lets nothing
+/// else in.
+pub(crate) async fn deliver(
+    shared: &Arc<Shared>,
+    tree: &Tree,
+    signal: Signal,
+    own: &Weak<ChannelWriteHalf<Msg>>,
+) -> Result<Signalled, SignalError> {
     if !shared.dialect.knows(signal) {
         return Err(SignalError::Unknown { signal: signal.name() });
     }
+    // What is behind output that nobody reads has to get through on the way back.
     let _urgent = shared.urgent();
-    let (channel, _permit) = channel::open(shared, Purpose::Control).await?;
+    let why = match by_script(shared, tree, signal).await {
+        Err(SignalError::Exec(error @ (ExecError::Refused { .. } | ExecError::Busy { .. }))) => error,
+        done => return done,
+    };
+    let Some(own) = own.upgrade() else { return Err(why.into()) };
+    let asked = shared.unless_lost(timeout(shared.timing.start, own.signal(signal.request()))).await;
+    match asked.map_err(ExecError::from)? {
+        Ok(Ok(())) => {
+            let detour = Some(Detour::Request { why: why.to_string() });
+            Ok(Signalled { processes: 1, detour })
+        }
+        _ => Err(why.into()),
+    }
+}
+
+/// Signals a command's whole process tree, over a channel of its own.
+async fn by_script(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<Signalled, SignalError> {
+    let Opened { channel, permit: _permit, shared: used } = channel::open(shared, Purpose::Control).await?;
+    let detour =
+        (!Arc::ptr_eq(shared, &used)).then(|| Detour::Connection { most: shared.channels.limit().unwrap_or_default() });
+    let shared = &used;
     let report = launch::nonce();
     let limit = shared.timing.start;
     let answering = async {
@@ -137,7 +214,9 @@ pub(crate) async fn deliver(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -
         return Err(SignalError::Exec(shared.lost().await.into()));
     };
     let answer = String::from_utf8_lossy(&answer);
-    parse(&answer, &report, signal).unwrap_or_else(|| Err(not_started(format!("unexpected answer {answer:.200?}"))))
+    let signalled = parse(&answer, &report, signal)
+        .unwrap_or_else(|| Err(not_started(format!("unexpected answer {answer:.200?}"))))?;
+    Ok(Signalled { detour, ..signalled })
 }
 
 /// Parses `REPORT COUNT [DENIED…]`; login shells may have printed something before it.
@@ -147,7 +226,7 @@ fn parse(answer: &str, report: &str, signal: Signal) -> Option<Result<Signalled,
     let processes = numbers.next()?.ok()?;
     let pids: Vec<u32> = numbers.collect::<Result<_, _>>().ok()?;
     Some(match pids.is_empty() {
-        true => Ok(Signalled { processes }),
+        true => Ok(Signalled { processes, detour: None }),
         false => Err(SignalError::NotPermitted { signal: signal.name(), pids }),
     })
 }
@@ -167,8 +246,8 @@ mod tests {
     #[test]
     fn answers_are_parsed_and_anything_else_is_refused() {
         let check = |answer: &str, expected| assert_eq!(parse(answer, "x1", Signal::Term), expected, "{answer:?}");
-        check("x1 0\n", Some(Ok(Signalled { processes: 0 })));
-        check("motd\nx1 12\n", Some(Ok(Signalled { processes: 12 })));
+        check("x1 0\n", Some(Ok(Signalled { processes: 0, detour: None })));
+        check("motd\nx1 12\n", Some(Ok(Signalled { processes: 12, detour: None })));
         check("x1 1 77 78\n", Some(Err(SignalError::NotPermitted { signal: "TERM", pids: vec![77, 78] })));
         check("", None);
         check("x1\n", None);

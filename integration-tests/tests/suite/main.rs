@@ -21,6 +21,7 @@ mod machine_generations;
 mod machine_hold;
 mod machine_images;
 mod machine_log;
+mod machine_narrow;
 mod machine_network;
 mod machine_pause;
 mod machine_pool;

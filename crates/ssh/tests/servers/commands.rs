@@ -201,7 +201,7 @@ async fn a_channel_that_never_frees_is_waited_for_in_bounds() {
     let error = session.exec(Exec::shell("true")).await.expect_err("no process");
     assert!(matches!(error, ExecError::Busy { waited, .. } if waited == timing.channel), "{error}");
     // A signal has its own, and what it kills frees another.
-    assert_eq!(first.signal(Signal::Kill).await, Ok(Signalled { processes: 1 }));
+    assert_eq!(first.signal(Signal::Kill).await, Ok(Signalled { processes: 1, detour: None }));
     assert_eq!(exit(&mut first).await, signalled("KILL"));
     assert_eq!(first.next().await, Ok(None));
     assert_eq!(output(&session, Exec::shell("true")).await.exit, Exit::Code(0));
@@ -226,7 +226,7 @@ async fn a_reader_who_does_not_read_holds_the_command_back_and_signals_get_throu
             assert!(last.0 < 64 << 20, "the guest is not held back: {} bytes", last.0);
         }
         let signal = timeout(SOON, process.signal(Signal::Kill)).await.expect("the signal gets through");
-        assert!(matches!(signal, Ok(Signalled { processes: 1.. })), "{kind:?}: {signal:?}");
+        assert!(matches!(signal, Ok(Signalled { processes: 1.., detour: None })), "{kind:?}: {signal:?}");
         assert_eq!(exit(&mut process).await, signalled("KILL"));
     }
 }
@@ -300,7 +300,7 @@ async fn a_signal_reaches_the_whole_tree() {
             assert!(reached >= 6, "{kind:?}: only {reached} processes");
             dead(&pids).await;
             assert_eq!(exit(&mut process).await, signalled(name), "{kind:?}");
-            assert_eq!(process.signal(signal).await, Ok(Signalled { processes: 0 }));
+            assert_eq!(process.signal(signal).await, Ok(Signalled { processes: 0, detour: None }));
         }
     }
 }
@@ -380,7 +380,7 @@ async fn an_exit_is_told_while_a_descendant_holds_the_output_open() {
         }
         assert_eq!(exit, Some(Exit::Code(5)));
         assert!(timeout(Duration::from_millis(100), process.next()).await.is_err(), "its output is still open");
-        assert_eq!(process.signal(Signal::Kill).await, Ok(Signalled { processes: 1 }));
+        assert_eq!(process.signal(Signal::Kill).await, Ok(Signalled { processes: 1, detour: None }));
         assert_eq!(timeout(SOON, process.next()).await, Ok(Ok(None)));
         dead(&[pid.expect("it was told")]).await;
     }

@@ -1,9 +1,14 @@
-//! Servers that somebody has narrowed, or that are old.
+//! Servers that somebody has narrowed, or that are old: few algorithms, and one session on a connection.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use ssh::{ConnectError, Exec, Exit, HostKeyPolicy, Processor, Session, Target, Timing};
-use tokio::time::timeout;
+use ssh::{
+    ConnectError, CopyOptions, Detour, Event, Exec, Exit, HostKeyPolicy, Process, Processor, Session, Signal,
+    Signalled, Target, Timing,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{Instant, timeout};
 
 use crate::server::{Kind, Server, keygen};
 
@@ -140,4 +145,115 @@ async fn a_server_with_nothing_in_common_is_told_what_it_needs() {
     .await;
     let mac = "no message authentication code in common: the guest has hmac-md5; ";
     check("Ciphers aes128-ctr\nMACs hmac-md5", &[mac, "hmac-sha2-256", "sshd_config's MACs"]).await;
+}
+
+const ONE: &str = "MaxSessions 1";
+
+/// What a signal reaches that goes over another connection to a server with [`ONE`] session on each.
+fn beside(processes: u32) -> Signalled {
+    Signalled { processes, detour: Some(Detour::Connection { most: 1 }) }
+}
+
+async fn exit(process: &mut Process) -> Exit {
+    let exited = async {
+        loop {
+            match process.next().await.expect("a living connection") {
+                Some(Event::Exited(exit)) => return exit,
+                Some(_) => {}
+                None => panic!("it ended without an exit"),
+            }
+        }
+    };
+    timeout(SOON, exited).await.expect("an exit")
+}
+
+#[tokio::test]
+async fn a_command_is_signalled_though_its_server_allows_one_session() {
+    let server = Server::with(Kind::OpenSsh, ONE);
+    let session = server.session().await;
+    let mut process = session.exec(Exec::shell("trap '' TERM; sleep 1000 & wait")).await.expect("a process");
+    let begun = Instant::now();
+    let signalled = timeout(SOON, process.signal(Signal::Term)).await.expect("an answer").expect("it is sent");
+    assert_eq!(signalled, beside(2));
+    assert_eq!(timeout(SOON, process.signal(Signal::Kill)).await.expect("an answer"), Ok(beside(2)));
+    assert_eq!(exit(&mut process).await, Exit::Signal { name: "KILL".to_owned(), core_dumped: false });
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    drop(process);
+    session.close().await;
+    server.ended().await;
+}
+
+#[tokio::test]
+async fn a_dropped_command_is_killed_though_its_server_allows_one_session() {
+    let server = Server::with(Kind::OpenSsh, ONE);
+    let session = server.session().await;
+    let mut process = session.exec(Exec::shell("echo $$; exec sleep 1000")).await.expect("a process");
+    let Ok(Ok(Some(Event::Stdout(pid)))) = timeout(SOON, process.next()).await else { panic!("no output") };
+    let pid = String::from_utf8_lossy(&pid).trim().to_owned();
+    drop(process);
+    drop(session);
+    // The session lives for as long as the command has to be killed.
+    server.ended().await;
+    assert!(!std::path::Path::new("/proc").join(pid).exists());
+}
+
+#[tokio::test]
+async fn commands_and_copies_run_beside_each_other_though_the_server_allows_one_session() {
+    let server = Server::with(Kind::OpenSsh, ONE);
+    let session = server.session().await;
+    let mut waiting = Vec::new();
+    for _ in 0..3 {
+        waiting.push(session.exec(Exec::shell("read line; echo $line").stdin()).await.expect("a process"));
+    }
+    std::fs::write(server.path("from"), "text").expect("written");
+    let to = server.path("to").into_os_string().into_encoded_bytes();
+    timeout(SOON, session.copy_in(&server.path("from"), to, &CopyOptions::default()))
+        .await
+        .expect("soon")
+        .expect("copied");
+    assert_eq!(std::fs::read_to_string(server.path("to")).expect("it is there"), "text");
+    for mut process in waiting {
+        let mut stdin = process.take_stdin().expect("it was asked for");
+        stdin.write("said\n").await.expect("it reads");
+        stdin.close().await;
+        let output = timeout(SOON, process.output(100)).await.expect("an end").expect("its output");
+        assert_eq!(output.stdout, b"said\n");
+    }
+    // One after the other they need no other connection.
+    let before = server.connections();
+    for _ in 0..20 {
+        let process = session.exec(Exec::shell("exit 0")).await.expect("a process");
+        timeout(SOON, process.output(100)).await.expect("an end").expect("its output");
+    }
+    assert_eq!(server.connections(), before);
+    session.close().await;
+    server.ended().await;
+}
+
+/// Passes so many connections on to a server; whoever comes later finds nobody.
+async fn only(server: SocketAddr, connections: usize) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("listen");
+    let address = listener.local_addr().expect("a bound address");
+    tokio::spawn(async move {
+        for _ in 0..connections {
+            let (mut client, _) = listener.accept().await.expect("accept");
+            let mut server = TcpStream::connect(server).await.expect("connect");
+            tokio::spawn(async move { tokio::io::copy_bidirectional(&mut client, &mut server).await });
+        }
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_command_is_asked_to_end_over_its_own_channel_where_nothing_else_is_let_in() {
+    let server = Server::with(Kind::OpenSsh, ONE);
+    let target = Target { address: only(server.address, 1).await, ..server.target() };
+    let session = Session::connect(&target, &Timing::default()).await.expect("a session");
+    let mut process = session.exec(Exec::shell("sleep 1000 & wait")).await.expect("a process");
+    let signalled = timeout(SOON, process.signal(Signal::Kill)).await.expect("an answer").expect("it is sent");
+    let Some(Detour::Request { why }) = signalled.detour else { panic!("{signalled:?}") };
+    assert!(why.contains("no more than 1 sessions") || why.contains("MaxSessions"), "{why}");
+    assert_eq!(exit(&mut process).await, Exit::Signal { name: "KILL".to_owned(), core_dumped: false });
+    // Its whole group is gone, so nothing holds the output open.
+    assert_eq!(timeout(SOON, process.next()).await.expect("an end"), Ok(None));
 }

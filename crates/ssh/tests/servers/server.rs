@@ -122,6 +122,12 @@ impl Server {
         fs::read_to_string(self.path("log")).expect("read the log")
     }
 
+    /// How many connections there have been.
+    #[allow(dead_code, reason = "other crates' tests have this file, too")]
+    pub fn connections(&self) -> usize {
+        self.children.lock().expect("no test panics with it").len()
+    }
+
     /// Waits until the servers of all connections so far have ended by themselves.
     pub async fn ended(&self) {
         let children = Arc::clone(&self.children);

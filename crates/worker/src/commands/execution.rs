@@ -37,6 +37,17 @@ pub(super) struct Execution<'a> {
     exited: Option<Exited>,
     interrupted: bool,
     over_max_lines: bool,
+    /// Why the last signal was not sent, if it was not.
+    unsent: Option<String>,
+}
+
+/// What is to be said of a signal.
+#[derive(Default)]
+struct Sent {
+    /// Its name, if the place does not know it; SIGKILL was sent instead.
+    unknown: Option<String>,
+    /// How it went, or why it did not.
+    note: Option<String>,
 }
 
 /// The program itself has ended, but maybe not its output.
@@ -50,6 +61,8 @@ struct Exited {
 pub(super) enum End {
     /// It ended, whether or not because it was to be killed.
     Ended { ending: Ending, killed: bool },
+    /// It could not be killed, and so its place was ended under it.
+    PlaceEnded,
     /// It can't be killed.
     Unkilled,
 }
@@ -86,6 +99,7 @@ impl<'a> Execution<'a> {
             exited: None,
             interrupted: false,
             over_max_lines: false,
+            unsent: None,
         }
     }
 
@@ -106,7 +120,7 @@ impl<'a> Execution<'a> {
                 }
                 Turn::NextRung => {
                     if !self.climb().await {
-                        return End::Unkilled;
+                        return self.end_place().await;
                     }
                 }
                 Turn::Leave => self.leave().await,
@@ -191,8 +205,8 @@ impl<'a> Execution<'a> {
     async fn kill(&mut self, reason: Option<&str>, message: &str) {
         (self.silent_at, self.late_at) = (None, None);
         // The signal first: a slow master must not hold it up.
-        let unknown = match &self.ladder {
-            Some(_) => None,
+        let sent = match &self.ladder {
+            Some(_) => Sent::default(),
             None => {
                 let ladder = Ladder::begin(self.shell.sigterm_time, &self.shell.interrupt_signal);
                 self.ladder = Some(ladder);
@@ -204,7 +218,7 @@ impl<'a> Execution<'a> {
             None => self.reporter.hasten().await,
         }
         self.reporter.header(format!("\n{message}, attempting to kill\n")).await;
-        self.mention(unknown).await;
+        self.mention(sent).await;
     }
 
     /// Tries the next signal; false if nothing is left to try.
@@ -213,46 +227,63 @@ impl<'a> Execution<'a> {
         if self.exited.is_some() && ladder.signal() != "KILL" {
             // It went as it was told to. What is left of it had its time as well.
             ladder.climb_to_the_top();
-            self.signal().await;
+            let sent = self.signal().await;
+            self.mention(sent).await;
             return true;
         }
         let failed = (ladder.signal() == self.shell.interrupt_signal).then(|| ladder.signal().to_owned());
         if !ladder.climb() {
             return false;
         }
-        let unknown = self.signal().await;
+        let sent = self.signal().await;
         if let Some(failed) = failed {
             self.reporter.header(format!("SIG{failed} failed to kill process, sending SIGKILL\n")).await;
         }
-        self.mention(unknown).await;
+        self.mention(sent).await;
         true
     }
 
-    /// Sends the signal of this rung. Returns its name if the place does not know it; SIGKILL is sent instead.
-    async fn signal(&mut self) -> Option<String> {
-        let ladder = self.ladder.as_mut()?;
-        let unknown = match self.process.signal(ladder.signal()).await {
-            Ok(()) => None,
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                let unknown = ladder.signal().to_owned();
-                ladder.climb_to_the_top();
-                let _ = self.process.signal(ladder.signal()).await;
-                Some(unknown)
-            }
+    /// Sends the signal of this rung, or SIGKILL if the place does not know it.
+    async fn signal(&mut self) -> Sent {
+        let mut sent = Sent::default();
+        let Some(ladder) = self.ladder.as_mut() else { return sent };
+        let mut result = self.process.signal(ladder.signal()).await;
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::InvalidInput) {
+            sent.unknown = Some(ladder.signal().to_owned());
+            ladder.climb_to_the_top();
+            result = self.process.signal(ladder.signal()).await;
+        }
+        ladder.sent();
+        (sent.note, self.unsent) = match result {
+            Ok(detour) => (detour, None),
             Err(error) => {
                 tracing::warn!(signal = ladder.signal(), %error, "can't signal a program");
-                None
+                (Some(format!("SIG{} could not be sent: {error}", ladder.signal())), Some(error.to_string()))
             }
         };
         if self.exited.is_some() && ladder.signal() == "KILL" {
             self.process.leave();
         }
-        unknown
+        sent
     }
 
-    async fn mention(&self, unknown: Option<String>) {
+    async fn mention(&self, Sent { unknown, note }: Sent) {
         if let Some(unknown) = unknown {
             self.reporter.header(format!("there is no signal SIG{unknown}, sending SIGKILL\n")).await;
+        }
+        if let Some(note) = note {
+            self.reporter.header(format!("{note}\n")).await;
+        }
+    }
+
+    /// Ends the place under a program that nothing has ended.
+    async fn end_place(&mut self) -> End {
+        match self.process.end_place(self.unsent.as_deref()).await {
+            Some(sentence) => {
+                self.reporter.header(format!("SIGKILL failed to kill process: {sentence}\n")).await;
+                End::PlaceEnded
+            }
+            None => End::Unkilled,
         }
     }
 

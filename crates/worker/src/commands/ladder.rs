@@ -13,6 +13,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub(super) struct Ladder {
     above: VecDeque<(String, Duration)>,
     signal: String,
+    patience: Duration,
     deadline: Instant,
 }
 
@@ -25,7 +26,7 @@ impl Ladder {
             rungs.push_back(("KILL".to_owned(), PATIENCE));
         }
         let (signal, patience) = rungs.pop_front().unwrap_or_else(|| ("KILL".to_owned(), PATIENCE));
-        Ladder { above: rungs, signal, deadline: Instant::now() + patience }
+        Ladder { above: rungs, signal, patience, deadline: Instant::now() + patience }
     }
 
     /// The signal of this rung, without `SIG`.
@@ -38,12 +39,18 @@ impl Ladder {
         self.deadline
     }
 
+    /// Gives the program its time from now on, when the signal has been sent, which may have taken long.
+    pub(super) fn sent(&mut self) {
+        self.deadline = Instant::now() + self.patience;
+    }
+
     /// Steps onto the next rung; false if this is the last.
     pub(super) fn climb(&mut self) -> bool {
         match self.above.pop_front() {
             Some((signal, patience)) => {
                 self.signal = signal;
-                self.deadline = Instant::now() + patience;
+                self.patience = patience;
+                self.sent();
                 true
             }
             None => false,
@@ -54,7 +61,8 @@ impl Ladder {
     pub(super) fn climb_to_the_top(&mut self) {
         self.above.clear();
         self.signal = "KILL".to_owned();
-        self.deadline = Instant::now() + PATIENCE;
+        self.patience = PATIENCE;
+        self.sent();
     }
 }
 

@@ -75,7 +75,7 @@ pub(super) async fn execute(
     };
     let report = Report { started: Instant::now(), ..report };
     let end = watch(context, shell, reporter, process, &mut logfiles).await;
-    if !matches!(end, End::Ended { ending: Ending::Lost { .. }, .. }) {
+    if !matches!(end, End::Ended { ending: Ending::Lost { .. }, .. } | End::PlaceEnded) {
         logfiles.show(|| ()).await;
     }
     report.end(end).await
@@ -143,6 +143,8 @@ impl Report<'_> {
     async fn end(&self, end: End) -> Result<i32, Failure> {
         let (ending, killed) = match end {
             End::Ended { ending, killed } => (ending, killed),
+            // As if it had been killed, which it was together with all else.
+            End::PlaceEnded => return Ok(self.rc(KILLED).await),
             End::Unkilled => {
                 self.reporter.header("SIGKILL failed to kill process\n").await;
                 if self.status == Status::Reported {

@@ -112,10 +112,10 @@ impl Process for HostProcess {
         }
     }
 
-    async fn signal(&mut self, signal: &str) -> io::Result<()> {
+    async fn signal(&mut self, signal: &str) -> io::Result<Option<String>> {
         let unknown = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("there is no signal SIG{signal}"));
         let signal = Signal::from_str(&format!("SIG{signal}")).map_err(unknown)?;
-        self.child.signal(signal).map_err(io::Error::other)
+        self.child.signal(signal).map(|()| None).map_err(io::Error::other)
     }
 
     fn leave(&mut self) {

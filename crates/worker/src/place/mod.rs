@@ -89,11 +89,19 @@ pub(crate) trait Process: Send + Sync {
     /// The next thing that happens. Cancel-safe. After [`Event::Ended`] it must not be called again.
     async fn event(&mut self) -> Event;
 
-    /// Sends a signal (`TERM`, `KILL`, ...) to the program and all that it started, as far as the place can tell.
+    /// Sends a signal (`TERM`, `KILL`, ...) to the program and all that it started, as far as the place can tell. Says how it
+    /// went, for people, if that was not the usual way.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidInput`] if the place knows no signal of that name.
-    async fn signal(&mut self, signal: &str) -> io::Result<()>;
+    async fn signal(&mut self, signal: &str) -> io::Result<Option<String>>;
+
+    /// Ends the place itself, as no signal has ended the program in it. Says that it did so, and why it had to: for those who
+    /// could not be told of `failed`, the last signal's failure. A place that is not the worker's to end says nothing.
+    async fn end_place(&mut self, failed: Option<&str>) -> Option<String> {
+        let _ = failed;
+        None
+    }
 
     /// After [`Event::Exited`], waits no longer for output of what the program left behind: what has been written
     /// already still arrives, then [`Event::Ended`]. A place that never says `Exited` has nothing to do here.

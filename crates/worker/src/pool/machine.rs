@@ -138,13 +138,15 @@ const UNSEEN: Duration = Duration::from_secs(2);
 pub(crate) struct Fate {
     vm: Name,
     status: watch::Receiver<Status>,
+    /// Where those who can't do without its end say why.
+    condemned: watch::Sender<Option<String>>,
 }
 
 impl Fate {
     /// The fate of a machine whose status is set by a test.
     #[cfg(test)]
     pub(crate) fn by(vm: Name, status: watch::Receiver<Status>) -> Self {
-        Fate { vm, status }
+        Fate { vm, status, condemned: watch::Sender::new(None) }
     }
 
     /// What the machine is called.
@@ -172,6 +174,20 @@ impl Fate {
             Ok(_) => Some(VmError::Lost { reason: self.gone().await }),
             Err(_) => None,
         }
+    }
+
+    /// Has it ended, for this reason, and waits until it is on its way; says what became of it, as a sentence.
+    pub(crate) async fn condemn(&self, why: &str) -> Option<String> {
+        self.condemned.send_if_modified(|condemned| {
+            let first = condemned.is_none();
+            if first {
+                *condemned = Some(why.to_owned());
+            }
+            first
+        });
+        // The console's last lines, which may follow, say nothing about it.
+        let gone = tokio::time::timeout(UNSEEN, self.gone()).await.ok()?;
+        Some(sentence(&gone).to_owned())
     }
 
     /// Waits until it is ended for what it took of the host: its time is over, or its disk has grown too large.
@@ -206,6 +222,8 @@ pub(crate) struct Machine {
     status: watch::Sender<Status>,
     /// Until when it may run.
     term: watch::Sender<Term>,
+    /// Why somebody can't do without its end.
+    condemned: watch::Sender<Option<String>>,
     stopping: AtomicBool,
     /// Whether its QEMU has ended and its slot was given back.
     gone: watch::Sender<bool>,
@@ -248,6 +266,7 @@ impl Machine {
             vm,
             status: watch::Sender::new(Status::Up),
             term: watch::Sender::new(Term { until: Instant::now() + time_to_live, then: Status::Expired { reason } }),
+            condemned: watch::Sender::new(None),
             stopping: AtomicBool::new(false),
             gone: watch::Sender::new(false),
             console_shown: AtomicU64::new(0),
@@ -289,7 +308,7 @@ impl Machine {
 
     /// What tells when it is not there any more.
     pub(crate) fn fate(&self) -> Fate {
-        Fate { vm: self.facts.owner.vm.clone(), status: self.status.subscribe() }
+        Fate { vm: self.facts.owner.vm.clone(), status: self.status.subscribe(), condemned: self.condemned.clone() }
     }
 
     /// Tells whether a builder's directory has been made in its guest.
@@ -328,6 +347,12 @@ impl Machine {
                 self.ended(then);
                 if self.shut_down(patience).await.is_ok() { "its time was over" } else { "it could not be stopped" }.to_owned()
             }
+            condemned = self.condemned() => {
+                let reason = format!("vm '{}' was ended: {condemned}", self.facts.owner.vm);
+                self.ended(Status::Died { reason });
+                self.end().await;
+                "a command in it could not be ended".to_owned()
+            }
             outgrown = self.outgrown() => {
                 self.ended(outgrown);
                 self.end().await;
@@ -345,6 +370,17 @@ impl Machine {
         self.ended(status);
         self.gone.send_replace(true);
         self.status()
+    }
+
+    /// Waits until somebody can't do without its end, and says why.
+    async fn condemned(&self) -> String {
+        let mut condemned = self.condemned.subscribe();
+        // The sender lives in `self`.
+        let why = condemned.wait_for(Option::is_some).await.ok().and_then(|why| why.clone());
+        match why {
+            Some(why) => why,
+            None => std::future::pending().await,
+        }
     }
 
     /// Waits until its disk has grown beyond what it may. One that persists may grow: see `Need::of`.

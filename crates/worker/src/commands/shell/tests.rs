@@ -307,6 +307,46 @@ async fn a_program_that_survives_sigkill_is_given_up_with_a_failure() {
     check_kill(&outcome, &told, &["1s KILL", "6s dropped"]);
 }
 
+/// What was told from the kill on, as one text.
+fn told_of_kill(outcome: &Outcome) -> String {
+    let from = outcome.told.iter().position(|line| line.contains("attempting to kill")).expect("it is killed");
+    outcome.told[from..].join("|").replace("|header ", "")
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_program_has_its_time_from_when_a_signal_was_sent() {
+    let outcome = killed(silent().slow(20), |shell| shell.interrupt_signal = "INT".to_owned()).await;
+    assert_eq!(outcome.done, ["1s INT", "26s KILL", "46s dropped"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_signal_that_went_another_way_says_so() {
+    let outcome = killed(silent().by_detour("SIGKILL went over the mountains"), |_| ()).await;
+    let told = told_of_kill(&outcome);
+    assert!(
+        told.contains("attempting to kill\nSIGKILL went over the mountains\nprocess killed by signal 9\n"),
+        "{told}"
+    );
+    assert!(told.ends_with("complete None"), "{told}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_guest_is_ended_with_a_program_that_nothing_else_ends() {
+    let check = async |process: FakeProcess, expected: &str| {
+        let outcome = killed(process.in_guest(), |_| ()).await;
+        let told = told_of_kill(&outcome);
+        assert!(told.contains(expected), "{told}");
+        assert!(told.contains("rc -1") && told.ends_with("complete None"), "{told}");
+        assert_eq!(outcome.done, ["1s KILL", "6s place ended", "6s dropped"]);
+    };
+    check(silent().immortal(), "SIGKILL failed to kill process: the vm was ended: it survived\n").await;
+    check(
+        silent().unreachable(),
+        "SIGKILL could not be sent: nobody listens\nSIGKILL failed to kill process: the vm was ended: nobody listens\n",
+    )
+    .await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_escaped_a_killed_program_is_not_waited_for() {
     let escaped = silent().on("KILL", vec![(0.0, Event::Exited)]);

@@ -132,13 +132,22 @@ impl Process for GuestProcess {
         Event::Ended(Ending::Lost { reason })
     }
 
-    async fn signal(&mut self, signal: &str) -> io::Result<()> {
+    async fn signal(&mut self, signal: &str) -> io::Result<Option<String>> {
         let signal =
             ssh::Signal::from_str(signal).map_err(|unknown| io::Error::new(io::ErrorKind::InvalidInput, unknown))?;
-        self.process.signal(signal).await.map(drop).map_err(|error| match error {
-            ssh::SignalError::Unknown { .. } => io::Error::new(io::ErrorKind::InvalidInput, error),
-            error => io::Error::other(error),
-        })
+        match self.process.signal(signal).await {
+            Ok(signalled) => Ok(signalled.detour.map(|detour| format!("{signal} went {detour}"))),
+            Err(error @ ssh::SignalError::Unknown { .. }) => Err(io::Error::new(io::ErrorKind::InvalidInput, error)),
+            Err(error) => Err(io::Error::other(error)),
+        }
+    }
+
+    async fn end_place(&mut self, failed: Option<&str>) -> Option<String> {
+        let why = match failed {
+            Some(failed) => format!("a command in it could not be ended: {failed}"),
+            None => "a command in it survived SIGKILL".to_owned(),
+        };
+        self.fate.condemn(&why).await
     }
 
     fn leave(&mut self) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::time::{Duration, Instant, sleep_until};
+use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use crate::place::{Ending, Event, Place, Process, Program, SpawnError};
 
@@ -34,13 +34,54 @@ pub(super) struct FakeProcess {
     queue: VecDeque<(Instant, Event)>,
     reactions: Vec<(&'static str, Script)>,
     done: Option<Done>,
+    /// How long it takes to signal it.
+    slow: Duration,
+    /// Whether signals can't be sent.
+    unreachable: bool,
+    /// What is said of a signal that was sent.
+    detour: Option<String>,
+    /// Whether its place can be ended.
+    guest: bool,
 }
 
 impl FakeProcess {
     /// A program that follows a script and dies of SIGKILL alone.
     pub(super) fn new(script: Script) -> Self {
         let killed = vec![(0.0, Event::Ended(Ending::Signalled { signal: 9 }))];
-        FakeProcess { script, queue: VecDeque::new(), reactions: vec![("KILL", killed)], done: None }
+        FakeProcess {
+            script,
+            queue: VecDeque::new(),
+            reactions: vec![("KILL", killed)],
+            done: None,
+            slow: Duration::ZERO,
+            unreachable: false,
+            detour: None,
+            guest: false,
+        }
+    }
+
+    /// Has each signal take so many seconds.
+    pub(super) fn slow(mut self, seconds: u64) -> Self {
+        self.slow = Duration::from_secs(seconds);
+        self
+    }
+
+    /// Has no signal reach it.
+    pub(super) fn unreachable(mut self) -> Self {
+        self.unreachable = true;
+        self
+    }
+
+    /// Has signals go another way.
+    pub(super) fn by_detour(mut self, detour: &str) -> Self {
+        self.detour = Some(detour.to_owned());
+        self
+    }
+
+    /// Has it run in a place that can be ended.
+    pub(super) fn in_guest(mut self) -> Self {
+        self.guest = true;
+        self
     }
 
     /// What it does when it is signalled, instead of all that it would have done.
@@ -96,8 +137,12 @@ impl Process for FakeProcess {
         self.queue.pop_front().expect("it is there").1
     }
 
-    async fn signal(&mut self, signal: &str) -> io::Result<()> {
+    async fn signal(&mut self, signal: &str) -> io::Result<Option<String>> {
         self.note(signal);
+        sleep(self.slow).await;
+        if self.unreachable {
+            return Err(io::Error::other("nobody listens"));
+        }
         if signal == "FOO" {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -106,7 +151,15 @@ impl Process for FakeProcess {
             let script = script.clone();
             self.follow(script);
         }
-        Ok(())
+        Ok(self.detour.clone())
+    }
+
+    async fn end_place(&mut self, failed: Option<&str>) -> Option<String> {
+        let guest = self.guest.then(|| format!("the vm was ended: {}", failed.unwrap_or("it survived")));
+        if guest.is_some() {
+            self.note("place ended");
+        }
+        guest
     }
 
     fn leave(&mut self) {
