@@ -48,6 +48,11 @@ impl Machine {
         if features.vmgenid && self.has_pci() && self.memory != Memory::Own {
             list.option("-device", Value::new("vmgenid,guid=auto"));
         }
+        // Else a guest that panics would turn the machine off, and nobody could say why.
+        list.option("-action", Value::new("panic=pause"));
+        if features.pvpanic && self.is_pc() && !self.has_pvpanic() {
+            list.option("-device", Value::new("pvpanic"));
+        }
         list.option("-chardev", Value::new("file,id=console,append=off,path=").text(wiring.console_log));
         list.option("-serial", Value::new("chardev:console"));
         list.option("-chardev", Value::new(format!("socket,id=qmp,server=on,wait=off,fd={}", wiring.qmp)));
@@ -171,6 +176,17 @@ impl Machine {
         Value::new(format!("virtio-{kind}-{bus}"))
     }
 
+    /// Whether it has what a PC has, an ISA bus among others.
+    fn is_pc(&self) -> bool {
+        let machine_type = self.machine_type.split(',').next().unwrap_or_default();
+        ["q35", "pc"].contains(&machine_type) || machine_type.starts_with("pc-")
+    }
+
+    /// Whether the configuration gives it a panic device. QEMU takes no second one.
+    fn has_pvpanic(&self) -> bool {
+        self.extra_args.iter().any(|argument| argument.contains("pvpanic"))
+    }
+
     fn has_pci(&self) -> bool {
         self.machine_type.split(',').next() != Some("microvm")
     }
@@ -222,7 +238,7 @@ mod tests {
     use super::*;
     use crate::{Format, Mac};
 
-    const ALL: Features = Features { sandbox: true, rng: true, rom: true, vmgenid: true };
+    const ALL: Features = Features { sandbox: true, rng: true, rom: true, vmgenid: true, pvpanic: true };
 
     fn machine() -> Machine {
         Machine {
@@ -289,6 +305,8 @@ mod tests {
 -device virtio-net-pci,netdev=net0,romfile=
 -object rng-random,id=rng0,filename=/dev/urandom
 -device virtio-rng-pci,rng=rng0
+-action panic=pause
+-device pvpanic
 -chardev file,id=console,append=off,path=/slots/3/console.log
 -serial chardev:console
 -chardev socket,id=qmp,server=on,wait=off,fd=7
@@ -308,7 +326,7 @@ mod tests {
         machine.extra_args = vec!["-device".to_owned(), "i6300esb".to_owned()];
         check(
             &machine,
-            Features { sandbox: false, rng: false, rom: false, vmgenid: false },
+            Features { sandbox: false, rng: false, rom: false, vmgenid: false, pvpanic: false },
             "
 -name guest=slot-3
 -no-user-config
@@ -325,6 +343,7 @@ mod tests {
 -device virtio-blk-pci,drive=disk1,bootindex=1
 -netdev user,id=net0,restrict=on,hostfwd=tcp:127.0.0.1:2225-:22
 -device virtio-net-pci,netdev=net0,romfile=
+-action panic=pause
 -chardev file,id=console,append=off,path=/slots/3/console.log
 -serial chardev:console
 -chardev socket,id=qmp,server=on,wait=off,fd=7
@@ -416,6 +435,24 @@ mod tests {
         check(machine(), true, false);
         check(clone(), false, false);
         check(Machine { machine_type: "microvm".to_owned(), ..clone() }, true, false);
+    }
+
+    #[test]
+    fn a_pc_tells_of_a_panic_by_one_device() {
+        let check = |machine_type: &str, extra: &[&str], expected: usize| {
+            let extra_args = extra.iter().map(|&word| word.to_owned()).collect();
+            let machine = Machine { machine_type: machine_type.to_owned(), extra_args, ..machine() };
+            let args = machine.arguments(&ALL, wiring("/c"));
+            let devices = args.iter().filter(|arg| arg.to_string_lossy().starts_with("pvpanic")).count();
+            assert_eq!(devices, expected, "{machine_type} {extra:?}");
+        };
+        check("q35", &[], 1);
+        check("pc", &[], 1);
+        check("pc-i440fx-7.2,acpi=off", &[], 1);
+        check("microvm", &[], 0);
+        check("virt", &[], 0);
+        check("q35", &["-device", "pvpanic,ioport=0x600"], 1);
+        check("q35", &["-device", "pvpanic-pci"], 1);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub(crate) fn trim(path: &Path, keep: u64) -> io::Result<bool> {
 }
 
 /// Finds where the first whole line begins, if there is one.
-fn line_start(bytes: &[u8]) -> usize {
+pub(crate) fn line_start(bytes: &[u8]) -> usize {
     let newline = bytes.iter().position(|&byte| byte == b'\n');
     newline.map(|at| at + 1).filter(|&start| start < bytes.len()).unwrap_or(0)
 }

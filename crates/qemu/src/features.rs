@@ -21,6 +21,10 @@ pub struct Features {
     /// with CONFIG_VMGENID, then seeds its random numbers anew. Debian 12's kernel was seen to ("crng reseeded due to virtual
     /// machine fork"); its cloud kernel is built without.
     pub vmgenid: bool,
+    /// A device by which a guest tells that its kernel has panicked. This one is on the ISA bus, which PCs have: it has no
+    /// state that a frozen machine could lose, and guests since 2013 know it (Linux 3.9, `CONFIG_PVPANIC`, a module in
+    /// Debian's kernels; Windows with virtio's drivers).
+    pub pvpanic: bool,
 }
 
 impl Features {
@@ -114,7 +118,13 @@ fn read(program: &OsString, answers: &[u8], sandbox: bool) -> Result<(String, Fe
         Some(device) => Err(ProbeError::Device { program: program.clone(), device }),
         None => Ok((
             version,
-            Features { sandbox, rng: has("virtio-rng-pci"), rom: memory.contains(&"rom"), vmgenid: has("vmgenid") },
+            Features {
+                sandbox,
+                rng: has("virtio-rng-pci"),
+                rom: memory.contains(&"rom"),
+                vmgenid: has("vmgenid"),
+                pvpanic: has("pvpanic"),
+            },
         )),
     }
 }
@@ -146,21 +156,23 @@ mod tests {
         assert_eq!(found, expected);
     }
 
+    const ALL: Features = Features { sandbox: true, rng: true, rom: true, vmgenid: true, pvpanic: true };
+
     #[test]
     fn features_come_from_what_there_is() {
-        let all = Features { sandbox: true, rng: true, rom: true, vmgenid: true };
-        let (blk, net, rng, generation) = ("virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "vmgenid");
-        check(&[blk, net, rng, generation], &["readonly", "rom"], Ok(("7.2.9", all)));
-        check(&[blk, net, generation], &["rom"], Ok(("7.2.9", Features { rng: false, ..all })));
-        check(&[blk, net, rng], &["rom"], Ok(("7.2.9", Features { vmgenid: false, ..all })));
-        check(&[blk, net, rng, generation], &["readonly"], Ok(("7.2.9", Features { rom: false, ..all })));
+        let (blk, net, rng, generation, panic) =
+            ("virtio-blk-pci", "virtio-net-pci", "virtio-rng-pci", "vmgenid", "pvpanic");
+        check(&[blk, net, rng, generation, panic], &["readonly", "rom"], Ok(("7.2.9", ALL)));
+        check(&[blk, net, generation, panic], &["rom"], Ok(("7.2.9", Features { rng: false, ..ALL })));
+        check(&[blk, net, rng, panic], &["rom"], Ok(("7.2.9", Features { vmgenid: false, ..ALL })));
+        check(&[blk, net, rng, generation], &["rom"], Ok(("7.2.9", Features { pvpanic: false, ..ALL })));
+        check(&[blk, net, rng, generation, panic], &["readonly"], Ok(("7.2.9", Features { rom: false, ..ALL })));
         check(&[blk], &["rom"], Err("\"qemu\" has no virtio-net-pci; install a QEMU that has"));
     }
 
     #[test]
     fn the_memory_of_a_frozen_machine_has_the_fewest_rights_that_do() {
-        let check =
-            |rom, mode| assert_eq!(Features { sandbox: true, rng: true, rom, vmgenid: true }.memory_mode(), mode);
+        let check = |rom, mode| assert_eq!(Features { rom, ..ALL }.memory_mode(), mode);
         check(true, 0o400);
         check(false, 0o600);
     }

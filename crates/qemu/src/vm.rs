@@ -6,16 +6,17 @@ use std::time::Duration;
 
 use process::Signal;
 use thiserror::Error;
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 use tracing::Instrument;
 
 use crate::owner::{apply, exit_of};
-use crate::qmp::{Halt, Qmp};
+use crate::qmp::{Event, Halt, Qmp};
 use crate::shutdown::{Ended, Shutdown, Stuck, climb, rung_of};
 use crate::start::{StartError, Started, start};
 use crate::state::{Change, Exit, State};
-use crate::{Cable, Files, Identity, Machine, Memory, Qemu, Rung, console};
+use crate::{Cable, Files, Identity, Machine, Memory, Panic, Panics, Qemu, Rung, console};
 
 /// A machine that runs, or ran. QEMU is a child of this process, in a process group of its own so that a terminal's
 /// Ctrl-C does not reach it, and dies with this process however that ends. Dropping the `Vm` kills it.
@@ -48,6 +49,15 @@ pub enum BootError<E> {
     /// QEMU has stopped the guest for good. QEMU still runs.
     #[error("qemu stopped the guest during boot: {0}")]
     Halted(Halt),
+    /// The guest's kernel has panicked. QEMU still runs.
+    #[error("{0}")]
+    Panicked(Panic),
+    /// The guest restarts again and again. QEMU still runs.
+    #[error("the guest restarted {times} times during boot and was not ready in between")]
+    Restarting {
+        /// How often it was seen to.
+        times: u32,
+    },
     /// The guest did not answer in time. QEMU still runs.
     #[error("the guest was not ready within {} s", after.as_secs_f32())]
     TimedOut {
@@ -58,6 +68,10 @@ pub enum BootError<E> {
     #[error("{0}")]
     Probe(E),
 }
+
+/// How often a guest may restart while it boots. Firmware, boot loaders and the first starts of installed systems do it once
+/// or twice.
+const MOST_RESTARTS: u32 = 4;
 
 /// How long it may take until the end of a QEMU is seen.
 const UNSEEN: Duration = Duration::from_millis(500);
@@ -142,17 +156,57 @@ impl Vm {
         async move { qmp.halted().await }
     }
 
+    /// How much the guest has printed on its console so far, in bytes.
+    pub fn printed(&self) -> u64 {
+        std::fs::metadata(&self.files.console_log).map_or(0, |log| log.len())
+    }
+
+    /// What kernels that panic say, in what the guest prints from this byte of its console on.
+    pub fn panics(&self, from: u64) -> Panics {
+        Panics::new(self.files.console_log.clone(), from)
+    }
+
+    /// What a kernel that has panicked said, in what it printed from this byte of the console on.
+    pub async fn last_words(&self, from: u64) -> Option<Panic> {
+        self.panics(from).said().await
+    }
+
+    /// Waits until the guest has restarted more often than one does that boots.
+    async fn restarting(&self) -> u32 {
+        let mut events = self.qmp().events();
+        let mut times = 0;
+        while times <= MOST_RESTARTS {
+            match events.recv().await {
+                Ok(Event::Reset(_)) => times += 1,
+                Ok(_) | Err(RecvError::Lagged(_)) => {}
+                Err(RecvError::Closed) => std::future::pending().await,
+            }
+        }
+        times
+    }
+
     /// Waits for the guest to be ready, which `probe` tells by becoming ready itself, and at the same time for QEMU to exit or
-    /// to stop the guest, and for the deadline.
+    /// to stop the guest, for the guest to panic or to restart again and again, and for the deadline.
     pub async fn boot<T, E>(
         &self,
         probe: impl Future<Output = Result<T, E>>,
         deadline: Duration,
     ) -> Result<T, BootError<E>> {
+        // What it printed before concerns an earlier boot.
+        let from = match self.state() {
+            State::Starting | State::Booting => 0,
+            _ => self.printed(),
+        };
+        let mut panics = self.panics(from);
         let answer = tokio::select! {
             biased;
             exit = self.exited() => return Err(BootError::Exited(exit)),
-            halt = self.halted() => return Err(BootError::Halted(halt)),
+            halt = self.halted() => {
+                let panic = if halt.is_panic() { self.last_words(from).await } else { None };
+                return Err(panic.map_or(BootError::Halted(halt), BootError::Panicked));
+            }
+            panic = panics.next() => return Err(BootError::Panicked(panic)),
+            times = self.restarting() => return Err(BootError::Restarting { times }),
             answer = timeout(deadline, probe) => answer,
         };
         let answer = match answer.map_err(|_| BootError::TimedOut { after: deadline })? {

@@ -17,8 +17,8 @@ async fn the_installed_qemu_tells_its_version_and_features() {
     let parts: Vec<_> = qemu.version().split('.').map(str::parse::<u32>).collect();
     assert!(parts.len() == 3 && parts.iter().all(Result::is_ok), "{}", qemu.version());
     // Whatever the distribution, these are in its package.
-    let Features { sandbox, rng, rom: _, vmgenid } = *qemu.features();
-    assert_eq!((sandbox, rng, vmgenid), (true, true, true));
+    let Features { sandbox, rng, rom: _, vmgenid, pvpanic } = *qemu.features();
+    assert_eq!((sandbox, rng, vmgenid, pvpanic), (true, true, true, true));
 }
 
 #[tokio::test]

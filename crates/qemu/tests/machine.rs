@@ -187,11 +187,30 @@ async fn a_guest_that_panics_while_it_boots_is_noticed_at_once() {
     let slot = Slot::new();
     let mut machine = slot.machine();
     // What the guest takes for the debug port: the lowest bit of a byte sent there means a panic.
-    machine.extra_args = ["-device", "pvpanic,ioport=0xe9", "-action", "panic=pause"].map(str::to_owned).to_vec();
+    machine.extra_args = ["-device", "pvpanic,ioport=0xe9"].map(str::to_owned).to_vec();
     let vm = within(Vm::start(&qemu().await, &machine, slot.files())).await.expect("it starts");
     let never = std::future::pending::<Result<(), String>>();
     let error = within(vm.boot(never, DEADLINE)).await.expect_err("it is stopped").to_string();
     assert_eq!(error, "qemu stopped the guest during boot: guest-panicked");
+}
+
+#[tokio::test]
+async fn a_guest_that_restarts_again_and_again_is_given_up() {
+    let slot = Slot::new();
+    let vm = slot.start().await;
+    let never = std::future::pending::<Result<(), String>>();
+    let mut resets = vm.qmp().events();
+    let button = async {
+        loop {
+            vm.qmp().system_reset().await.expect("it is pressed");
+            while !matches!(resets.recv().await.expect("an event"), qemu::qmp::Event::Reset(_)) {}
+        }
+    };
+    let error = tokio::select! {
+        booted = within(vm.boot(never, DEADLINE)) => booted.expect_err("it is given up"),
+        () = button => unreachable!("it has no end"),
+    };
+    assert_eq!(error.to_string(), "the guest restarted 5 times during boot and was not ready in between");
 }
 
 #[tokio::test]

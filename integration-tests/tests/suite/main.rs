@@ -23,6 +23,7 @@ mod machine_images;
 mod machine_log;
 mod machine_narrow;
 mod machine_network;
+mod machine_panic;
 mod machine_pause;
 mod machine_pool;
 mod machine_profile;

@@ -21,6 +21,11 @@ impl Halt {
     pub fn is_of_disk(&self) -> bool {
         self.status == DISK
     }
+
+    /// Whether the guest's kernel has panicked, and its panic device has said so.
+    pub fn is_panic(&self) -> bool {
+        self.status == PANIC
+    }
 }
 
 impl fmt::Display for Halt {
@@ -35,8 +40,11 @@ impl fmt::Display for Halt {
 /// The run state of a guest whose write to the host's disk failed.
 const DISK: &str = "io-error";
 
+/// The run state of a guest whose kernel has panicked.
+const PANIC: &str = "guest-panicked";
+
 /// Run states in which nobody has asked for the stop (QEMU 10.0, `RunState`).
-const HALTED: [&str; 3] = [DISK, "internal-error", "guest-panicked"];
+const HALTED: [&str; 3] = [DISK, "internal-error", PANIC];
 
 impl Qmp {
     /// Waits until QEMU has stopped the guest of its own accord. Waits for ever if the connection closes, which has causes

@@ -73,7 +73,7 @@ impl Workshop {
     /// Describes a machine whose guest calls us once it is there.
     pub fn machine(&self, name: &str, memory: Memory) -> Machine {
         let line = format!("socket,id=line,path={}", self.line(name).to_string_lossy().replace(',', ",,"));
-        let extra = ["-chardev", &line, "-device", "isa-serial,index=1,chardev=line", "-device", "pvpanic"];
+        let extra = ["-chardev", &line, "-device", "isa-serial,index=1,chardev=line"];
         Machine {
             name: name.to_owned(),
             machine_type: "q35".to_owned(),
@@ -85,11 +85,7 @@ impl Workshop {
             boot: Boot::Disk,
             drives: vec![Drive { file: self.disk(name), format: Format::Qcow2, durability: Durability::Disposable }],
             network: Network { host_port: 0, guest_port: 22, outside: Outside::Closed },
-            extra_args: extra
-                .map(str::to_owned)
-                .into_iter()
-                .chain(["-action", "panic=pause"].map(str::to_owned))
-                .collect(),
+            extra_args: extra.map(str::to_owned).to_vec(),
         }
     }
 

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn qemu_has_to_be_new_enough_and_confined() {
         let check = |version: &str, sandbox, rom, verdict, text: &str| {
-            let features = Features { sandbox, rng: true, rom, vmgenid: true };
+            let features = Features { sandbox, rng: true, rom, vmgenid: true, pvpanic: true };
             let finding = judge_qemu("/usr/bin/qemu", version, &features, true);
             assert_eq!((finding.verdict, finding.text.contains(text)), (verdict, true), "{finding:?}");
         };

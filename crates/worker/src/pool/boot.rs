@@ -9,7 +9,7 @@ use protocol::command::Name;
 use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Readiness, Session};
 
 use super::generations::{Generations, Ground};
-use super::machine::{How, LAST_WORD, Shape, description, with_console};
+use super::machine::{How, LAST_WORD, Shape, boot_failure, description};
 use super::raised::Raised;
 use super::slot::Slot;
 use super::slots::Lease;
@@ -56,7 +56,7 @@ impl Pool {
         };
         let login = match vm.boot(Box::pin(answer), timeout + LAST_WORD).await {
             Ok(login) => login,
-            Err(error) => bail!(with_console(&error.to_string(), &vm)),
+            Err(error) => bail!(boot_failure(&error, &vm)),
         };
         let image_name = order.image.clone();
         Ok(Raised { how: How::Boot, image_name, image, mode: order.mode, generation, login, vm, lease, membership })

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::boot::Unanswered;
 use super::generations::Ground;
-use super::machine::{How, LAST_WORD, Login, Shape, description, sentence, with_console};
+use super::machine::{How, LAST_WORD, Login, Shape, boot_failure, description, sentence};
 use super::raised::Raised;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
@@ -197,7 +197,7 @@ impl Pool {
                 Ok((vm, login))
             }
             Err(error) => {
-                let why = anyhow::anyhow!(with_console(&error.to_string(), &vm));
+                let why = anyhow::anyhow!(boot_failure(&error, &vm));
                 // Who gave it less time than the image has learns nothing of the template.
                 let hurried = matches!(error, qemu::BootError::Probe(_)) && within < time_for(image.boot_timeout);
                 let hosts = hurried || blame::boot_is_hosts(&error);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -18,6 +19,7 @@ use tracing::{Span, error, error_span, warn};
 
 use super::VmError;
 use super::board::{Notice, SlotState};
+use super::guest_command;
 use super::network::Membership;
 use super::slots::Lease;
 use super::term::{self, Term};
@@ -203,6 +205,12 @@ impl Fate {
     }
 }
 
+/// How long a guest may take to run a command whose console says that its kernel has panicked.
+const ANSWER: Duration = Duration::from_secs(5);
+
+/// Where in what a guest has printed its last words are looked for: at most so many bytes from the end.
+const RECENT: u64 = 64 * 1024;
+
 /// A machine whose guest answers.
 #[derive(Debug)]
 pub(crate) struct Machine {
@@ -338,9 +346,19 @@ impl Machine {
             never = self.leave_at_reset() => match never {},
             exit = self.vm.exited() => format!("qemu exited with {exit}"),
             halt = self.vm.halted() => {
+                if halt.is_panic()
+                    && let Some(panic) = self.vm.last_words(self.vm.printed().saturating_sub(RECENT)).await
+                {
+                    self.ended(self.panic_status(&panic));
+                }
                 // It would stand still for ever, and so would whoever waits for its guest.
                 self.end().await;
                 halt.to_string()
+            }
+            panic = self.panicked() => {
+                self.ended(self.panic_status(&panic));
+                self.end().await;
+                panic.to_string()
             }
             then = term::over(&self.term) => {
                 // First, so that what runs in it ends for this reason, not for one that the shutdown gives it.
@@ -372,6 +390,20 @@ impl Machine {
         self.status()
     }
 
+    /// Waits until its guest's kernel has panicked: the console says so, and the guest has restarted or answers nobody.
+    async fn panicked(&self) -> qemu::Panic {
+        let mut panics = self.vm.panics(0);
+        loop {
+            let panic = panics.next().await;
+            let session = self.login().session.clone();
+            // Who can run a command has no kernel that has panicked; anybody may print the words.
+            match tokio::time::timeout(ANSWER, guest_command::run(&session, "exit 0")).await {
+                Ok(Ok(_)) => warn!("something in the guest printed a kernel's last words, and the guest goes on"),
+                Ok(Err(_)) | Err(_) => return panic,
+            }
+        }
+    }
+
     /// Waits until somebody can't do without its end, and says why.
     async fn condemned(&self) -> String {
         let mut condemned = self.condemned.subscribe();
@@ -381,6 +413,12 @@ impl Machine {
             Some(why) => why,
             None => std::future::pending().await,
         }
+    }
+
+    /// What becomes of it when its guest's kernel has panicked.
+    fn panic_status(&self, panic: &qemu::Panic) -> Status {
+        let sentence = format!("vm '{}' ended by itself: {panic}", self.facts.owner.vm);
+        Status::Died { reason: above(&panic.console, &sentence) }
     }
 
     /// Waits until its disk has grown beyond what it may. One that persists may grow: see `Need::of`.
@@ -547,6 +585,14 @@ pub(super) const LAST_WORD: Duration = Duration::from_secs(5);
 /// How much of the console is shown for a machine that failed, in bytes.
 const CONSOLE_TAIL: usize = 4000;
 
+/// Why a machine did not come up, and below it its console's last lines: those of its kernel, if that panicked.
+pub(super) fn boot_failure<E: fmt::Display>(error: &qemu::BootError<E>, vm: &qemu::Vm) -> String {
+    match error {
+        qemu::BootError::Panicked(panic) => above(&panic.console, &panic.to_string()),
+        error => with_console(&error.to_string(), vm),
+    }
+}
+
 /// A sentence about a machine, and below it its console's last lines.
 pub(super) fn with_console(sentence: &str, vm: &qemu::Vm) -> String {
     above(&vm.console_tail(CONSOLE_TAIL).unwrap_or_default(), sentence)
@@ -569,7 +615,7 @@ pub(crate) fn sentence(text: &str) -> &str {
 }
 
 /// The disk that an image's overlays are made on.
-pub(super) fn base(image: &Image) -> qemu::Base {
+pub(crate) fn base(image: &Image) -> qemu::Base {
     qemu::Base { file: image.disk.clone(), format: format(image.format) }
 }
 

@@ -22,7 +22,7 @@ use crate::pool::board::{Notice, Occupant, Shown, SlotState};
 use crate::pool::boot::Unanswered;
 use crate::pool::budget::{Need, Promise};
 use crate::pool::generations::Ground;
-use crate::pool::machine::{LAST_WORD, Shape, description, with_console};
+use crate::pool::machine::{LAST_WORD, Shape, boot_failure, description};
 use crate::pool::published::Unfinished;
 use crate::pool::slot::Slot;
 use crate::pool::slots::Lack;
@@ -379,7 +379,7 @@ impl Pool {
         let host_key = match vm.boot(Box::pin(readied), within).await {
             Ok(host_key) => host_key,
             Err(error) => {
-                let why = with_console(&error.to_string(), &vm);
+                let why = boot_failure(&error, &vm);
                 return Err(match error {
                     // The disk is full, most often.
                     BootError::Halted(halt) if halt.is_of_disk() => Failure::NoRoom(why),

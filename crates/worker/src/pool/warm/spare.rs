@@ -38,6 +38,7 @@ impl Spare {
         let over = CancellationToken::new();
         let (mut exited, halted) = (Box::pin(raised.vm.exited()), raised.vm.halted());
         let (session, qmp) = (raised.login.session.clone(), raised.vm.qmp().clone());
+        let mut panics = raised.vm.panics(0);
         let token = over.clone();
         let end = async move {
             let lost = tokio::select! {
@@ -45,6 +46,7 @@ impl Spare {
                 () = token.cancelled() => return None,
                 exit = &mut exited => return Some(exit_of(&exit)),
                 halt = halted => return Some(halt.to_string()),
+                panic = panics.next() => return Some(panic.to_string()),
                 () = qmp.reset() => return Some("its guest restarted".to_owned()),
                 lost = session.lost() => format!("its ssh session was lost: {lost}"),
             };
