@@ -2,12 +2,14 @@
 
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use process::{Limits, Output, OutputError};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -65,6 +67,26 @@ pub struct Disk {
     /// That image's format.
     #[serde(rename = "backing-filename-format")]
     pub backing_format: Option<String>,
+    /// Whether it takes a key to read it.
+    #[serde(default)]
+    pub encrypted: bool,
+    /// What only its format has.
+    #[serde(rename = "format-specific", default)]
+    specific: Specific,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+struct Specific {
+    #[serde(default)]
+    data: SpecificData,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct SpecificData {
+    data_file: Option<PathBuf>,
+    #[serde(default)]
+    corrupt: bool,
 }
 
 /// Why something could not be done with a disk.
@@ -88,6 +110,14 @@ pub enum DiskError {
         said: Format,
         /// What it looks like.
         found: &'static str,
+    },
+    /// QEMU does not open it.
+    #[error("qemu can't open disk image {}: {why}", file.display())]
+    Unopenable {
+        /// The image.
+        file: PathBuf,
+        /// What QEMU says.
+        why: String,
     },
     /// The host's disk, or a quota on it, is full.
     #[error("no space left for {}: make room and try again", file.display())]
@@ -126,6 +156,9 @@ pub enum DiskError {
 /// qemu-img takes some 20 ms. A minute allows for a host whose disks are busy.
 const LIMITS: Limits = Limits { deadline: Duration::from_secs(60), max_bytes: 1 << 20 };
 
+/// QEMU opens a disk at once, or says why it does not.
+const OPEN_LIMITS: Limits = Limits { deadline: Duration::from_secs(20), max_bytes: 1 << 16 };
+
 /// Copying reads and writes as much as a machine has written.
 const COPY_LIMITS: Limits = Limits { deadline: Duration::from_secs(3600), max_bytes: 1 << 20 };
 
@@ -136,18 +169,7 @@ impl Qemu {
     /// Makes an empty qcow2 overlay on a base. A file that is already there is replaced. The overlay is complete when it
     /// appears; a failure leaves nothing behind.
     pub async fn create_overlay(&self, base: &Base, overlay: &Path) -> Result<(), DiskError> {
-        // A relative name in an overlay would be taken from where the overlay is.
-        let file = absolute(&base.file)?;
-        let first = first_bytes(file.clone()).await?;
-        check(&Base { file: file.clone(), format: base.format }, &first)?;
-        let unfinished = Unfinished::named(&absolute(overlay)?, ".new");
-        let command = tool(self.img())
-            .args(["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"])
-            .args([&file, &unfinished.path])
-            .umask(0o077);
-        let done = command.output(&LIMITS).await.and_then(Output::into_success);
-        done.map_err(|source| failure("create overlay", overlay.to_owned(), source))?;
-        std::fs::rename(&unfinished.path, overlay).map_err(|source| placing(overlay, source))
+        create_overlay(self.img(), base, overlay).await
     }
 
     /// Makes an overlay that is on the host's disk when it appears: whatever happens to the host, there is a whole one or
@@ -190,7 +212,59 @@ impl Qemu {
     }
 }
 
+async fn create_overlay(img: &OsStr, base: &Base, overlay: &Path) -> Result<(), DiskError> {
+    // A relative name in an overlay would be taken from where the overlay is.
+    let file = absolute(&base.file)?;
+    let first = first_bytes(file.clone()).await?;
+    check(&Base { file: file.clone(), format: base.format }, &first)?;
+    let unfinished = Unfinished::named(&absolute(overlay)?, ".new");
+    let command = tool(img)
+        .args(["create", "-q", "-f", "qcow2", "-F", base.format.name(), "-b"])
+        .args([&file, &unfinished.path])
+        .umask(0o077);
+    let done = command.output(&LIMITS).await.and_then(Output::into_success);
+    done.map_err(|source| failure("create overlay", overlay.to_owned(), source))?;
+    std::fs::rename(&unfinished.path, overlay).map_err(|source| placing(overlay, source))
+}
+
+impl Base {
+    /// Has a QEMU without a machine open an overlay on it, as a machine's does: what `qemu-img` can read QEMU may yet refuse,
+    /// for want of a key, of a file that it names, or of a feature. The overlay is in a temporary directory. Both programs are
+    /// looked up on `PATH` unless they have a slash.
+    pub async fn try_open(&self, system: &OsStr, img: &OsStr) -> Result<(), DiskError> {
+        let full = |source| DiskError::Place { file: std::env::temp_dir(), source };
+        let directory = tempfile::Builder::new().prefix("kvm-worker-").tempdir().map_err(full)?;
+        let overlay = directory.path().join("overlay.qcow2");
+        create_overlay(img, self, &overlay).await?;
+        let file = overlay.display().to_string().replace(',', ",,");
+        let disk = format!("driver=qcow2,node-name=disk0,read-only=on,file.driver=file,file.filename={file}");
+        let command = tool(system)
+            .args(["-no-user-config", "-nodefaults", "-display", "none", "-machine", "none"])
+            .args(["-chardev", "stdio,id=qmp", "-mon", "chardev=qmp,mode=control", "-blockdev", &disk])
+            .stdin("{\"execute\": \"qmp_capabilities\"}\n{\"execute\": \"quit\"}\n");
+        match command.output(&OPEN_LIMITS).await.and_then(Output::into_success) {
+            Ok(_) => Ok(()),
+            Err(OutputError::Failed { stderr, .. }) => {
+                // It begins with all that QEMU was told, of which nobody knows anything.
+                let why = stderr.rsplit_once(&format!("{disk}: ")).map_or(stderr.as_str(), |(_, why)| why);
+                Err(DiskError::Unopenable { file: self.file.clone(), why: why.trim().to_owned() })
+            }
+            Err(source) => Err(failure("have qemu open disk", self.file.clone(), source)),
+        }
+    }
+}
+
 impl Disk {
+    /// The other file that has its data, if it is a qcow2 image that has them elsewhere.
+    pub fn data_file(&self) -> Option<&Path> {
+        self.specific.data.data_file.as_deref()
+    }
+
+    /// Whether QEMU has found it damaged, and marked it.
+    pub fn is_marked_corrupt(&self) -> bool {
+        self.specific.data.corrupt
+    }
+
     /// Asks the `qemu-img` program what a disk is. Also works while a machine uses it, and where there is nothing to run
     /// machines with.
     pub async fn examine(img: &OsStr, file: &Path) -> Result<Disk, DiskError> {
@@ -208,12 +282,32 @@ fn absolute(file: &Path) -> Result<PathBuf, DiskError> {
     std::path::absolute(file).map_err(|source| DiskError::Unreadable { file: file.to_owned(), source })
 }
 
+/// Opens a disk image. What is none would have whoever opens it wait, for a writer to a named pipe for one.
+fn open(file: &Path) -> io::Result<File> {
+    let kind = |metadata: Metadata| {
+        let kind = metadata.file_type();
+        let what = match () {
+            () if kind.is_file() || kind.is_block_device() => return Ok(()),
+            () if kind.is_dir() => "directory",
+            () if kind.is_fifo() => "named pipe",
+            () if kind.is_socket() => "socket",
+            () => "character device",
+        };
+        Err(io::Error::new(io::ErrorKind::InvalidInput, format!("it is a {what}, not a file or a block device")))
+    };
+    kind(std::fs::metadata(file)?)?;
+    let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+    let opened = File::options().read(true).custom_flags(nonblock).open(file)?;
+    kind(opened.metadata()?)?;
+    Ok(opened)
+}
+
 /// Reads up to four bytes, away from the runtime: images may lie on a network mount.
 async fn first_bytes(file: PathBuf) -> Result<Vec<u8>, DiskError> {
     let path = file.clone();
     let read = move || {
         let mut bytes = Vec::new();
-        File::open(path)?.take(4).read_to_end(&mut bytes)?;
+        open(&path)?.take(4).read_to_end(&mut bytes)?;
         Ok(bytes)
     };
     let done = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| Err(io::Error::other(error)));

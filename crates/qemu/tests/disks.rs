@@ -227,3 +227,67 @@ async fn a_full_disk_is_told_and_nothing_is_left_on_it() {
     assert!(matches!(error, Err(DiskError::Full { .. })), "{error:?}");
     assert_eq!(left, 0);
 }
+
+/// Makes a disk by `qemu-img create` with these arguments, before and after its name.
+async fn created(slot: &Slot, name: &str, before: &[&str], after: &[&str]) -> Base {
+    let file = slot.path(name);
+    let limits = Limits { deadline: common::DEADLINE, max_bytes: 1 << 16 };
+    let command = Command::new("qemu-img").inherit_env(["PATH"]).arg("create").arg("-q").args(before);
+    let output = command.arg(&file).args(after).output(&limits).await;
+    output.and_then(Output::into_success).expect("it is made");
+    Base { file, format: Format::Qcow2 }
+}
+
+#[tokio::test]
+async fn a_disk_that_qemu_does_not_open_is_told_from_one_that_it_does() {
+    let slot = Slot::new();
+    let check = async |base: &Base, expected: Option<&str>| {
+        let opened = base.try_open(common::SYSTEM.as_ref(), "qemu-img".as_ref()).await;
+        let error = opened.err().map(|error| error.to_string());
+        match (&error, expected) {
+            (None, None) => {}
+            (Some(error), Some(expected)) if error.contains(expected) => {
+                assert!(!error.contains("-blockdev"), "{error}");
+            }
+            _ => panic!("{}: {error:?}, not {expected:?}", base.file.display()),
+        }
+    };
+    for format in [Format::Qcow2, Format::Raw] {
+        check(&base(&slot, format).await, None).await;
+    }
+    let secret = ["--object", "secret,id=s,data=abc", "-f", "qcow2", "-o"];
+    let options = "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10";
+    let encrypted = created(&slot, "encrypted", &[&secret[..], &[options]].concat(), &["3M"]).await;
+    check(&encrypted, Some("encrypt.key-secret")).await;
+    let examined = qemu::Disk::examine("qemu-img".as_ref(), &encrypted.file).await.expect("understood");
+    assert!(examined.encrypted);
+    let options = format!("data_file={}", slot.path("data").display().to_string().replace(',', ",,"));
+    let elsewhere = created(&slot, "elsewhere", &["-f", "qcow2", "-o", &options], &["3M"]).await;
+    check(&elsewhere, None).await;
+    let examined = qemu::Disk::examine("qemu-img".as_ref(), &elsewhere.file).await.expect("understood");
+    assert_eq!(examined.data_file(), Some(slot.path("data").as_path()));
+    fs::remove_file(slot.path("data")).expect("removed");
+    check(&elsewhere, Some("No such file or directory")).await;
+}
+
+#[tokio::test]
+async fn what_is_no_disk_is_named_and_not_waited_for() {
+    let slot = Slot::new();
+    let check = async |path: &std::path::Path, expected: &str| {
+        for format in [Format::Qcow2, Format::Raw] {
+            let base = Base { file: path.to_owned(), format };
+            let made = common::within(common::qemu().await.create_overlay(&base, &slot.path("overlay"))).await;
+            let error = made.expect_err("it is none").to_string();
+            assert!(error.contains(expected), "{error}");
+        }
+        let error = common::within(qemu::Disk::examine("qemu-img".as_ref(), path)).await.expect_err("it is none");
+        assert!(error.to_string().contains(expected), "{error}");
+    };
+    let pipe = slot.path("pipe");
+    rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0).expect("made");
+    check(&pipe, "it is a named pipe").await;
+    check(&slot.path("guest"), "it is a socket").await;
+    check(slot.directory(), "it is a directory").await;
+    check("/dev/zero".as_ref(), "it is a character device").await;
+    check(&slot.path("nothing"), "No such file").await;
+}

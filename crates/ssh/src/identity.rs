@@ -1,12 +1,14 @@
 //! The private key with which we log in.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use russh::keys::{HashAlg, PrivateKey};
+use rustix::fs::OFlags;
 
 /// A private key file is refused above this size, in bytes.
 const MAX_KEY_FILE: u64 = 64 * 1024;
@@ -23,7 +25,9 @@ impl Identity {
     /// As the `ssh` command does, it refuses a file that its owner's group or others can read.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
         let unreadable = |source| IdentityError::Unreadable { path: path.to_owned(), source };
-        let file = std::fs::File::open(path).map_err(unreadable)?;
+        // Nobody may ever write to a named pipe.
+        let nonblock = OFlags::NONBLOCK.bits().cast_signed();
+        let file = File::options().read(true).custom_flags(nonblock).open(path).map_err(unreadable)?;
         let metadata = file.metadata().map_err(unreadable)?;
         if !metadata.is_file() {
             return Err(unreadable(io::Error::other("not a regular file")));

@@ -22,6 +22,7 @@ mod notify;
 mod output;
 mod place;
 mod plain;
+mod plain_file;
 mod pool;
 
 use std::path::Path;

@@ -1,6 +1,7 @@
 //! All tests with a real master, real machines or the real binary: one program, as each one more takes seconds to link.
 
 mod check;
+mod check_files;
 mod cli;
 mod configuration;
 mod connection;

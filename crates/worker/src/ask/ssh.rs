@@ -9,8 +9,8 @@ use super::{another_version, answer, load};
 use crate::cli::Worker;
 use crate::config::Config;
 use crate::control::{Answer, Login, Request};
-use crate::exit;
 use crate::pool::shell_word;
+use crate::{exit, plain_file};
 
 /// Becomes the client, in the guest in a slot: with a command, or for a person.
 pub(crate) fn ssh(worker: &Worker, slot: u16, command: &[String]) -> ExitCode {
@@ -37,7 +37,7 @@ fn login(config: &Config, slot: u16) -> anyhow::Result<Login> {
 /// The client's command line. Words of a command arrive as they are; a single one is for the guest's shell.
 pub(super) fn client(login: &Login, command: &[String]) -> anyhow::Result<Command> {
     let key = &login.ssh.key;
-    std::fs::File::open(key).with_context(|| format!("read the guest's key {}", key.display())).map_err(|error| {
+    plain_file::open(key).with_context(|| format!("read the guest's key {}", key.display())).map_err(|error| {
         anyhow!("{error:#}; run this as the worker's user, who alone may have it, or use kvm-worker exec")
     })?;
     let mut client = Command::new("ssh");

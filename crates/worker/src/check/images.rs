@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use protocol::command::Name;
 use qemu::{Disk, DiskError};
 
+use super::finding::Verdict;
 use super::{Finding, Group, WITHIN, bounded_group};
-use crate::config::{Config, DiskFormat, Image};
-use crate::pool;
+use crate::config::{Config, DiskFormat, Image, Pool};
+use crate::{plain_file, pool};
 
 /// How many disks may lie over each other. QEMU itself has no limit but that of open files.
 const DEEPEST: usize = 64;
@@ -18,7 +19,7 @@ const DEEPEST: usize = 64;
 pub(super) async fn look(config: &Config, name: &Name, image: &Image) -> Group {
     let group = format!("image {name}");
     let disk = async {
-        let looked = tokio::time::timeout(WITHIN, disk(&config.pool.qemu_img, image)).await;
+        let looked = tokio::time::timeout(WITHIN, disk(&config.pool, image)).await;
         looked.unwrap_or_else(|_| super::hangs("disk"))
     };
     let (state_dir, own_name, own) = (config.pool.state_dir.clone(), name.clone(), image.clone());
@@ -33,8 +34,8 @@ pub(super) async fn look(config: &Config, name: &Name, image: &Image) -> Group {
     Group::new(group, std::iter::once(disk).chain(others.findings).collect())
 }
 
-/// A disk and those below it, the topmost first.
-async fn disk(qemu_img: &Path, image: &Image) -> Finding {
+/// A disk and those below it, the topmost first. QEMU itself is asked last whether it opens them.
+async fn disk(pool: &Pool, image: &Image) -> Finding {
     let mut chain: Vec<(PathBuf, Disk)> = Vec::new();
     let mut next = Some(image.disk.clone());
     while let Some(file) = next {
@@ -42,7 +43,7 @@ async fn disk(qemu_img: &Path, image: &Image) -> Finding {
             let text = format!("{} lies over itself, or over more than {DEEPEST} others", image.disk.display());
             return Finding::failed("disk", text, Some("make it anew".to_owned()));
         }
-        match Disk::examine(qemu_img.as_os_str(), &file).await {
+        match Disk::examine(pool.qemu_img.as_os_str(), &file).await {
             Ok(disk) => {
                 next = disk.backing.clone();
                 chain.push((file, disk));
@@ -54,8 +55,23 @@ async fn disk(qemu_img: &Path, image: &Image) -> Finding {
         .iter()
         .map(|(file, _)| file)
         .find(|file| std::fs::metadata(file).is_ok_and(|file| file.mode() & 0o002 != 0));
-    judge_disk(image.format, &chain, open.map(PathBuf::as_path))
+    let finding = judge_disk(image.format, &chain, open.map(PathBuf::as_path));
+    if finding.verdict == Verdict::Failed {
+        return finding;
+    }
+    match pool::base_of(image).try_open(pool.qemu.as_os_str(), pool.qemu_img.as_os_str()).await {
+        Ok(()) => finding,
+        Err(error @ (DiskError::Unopenable { .. } | DiskError::WrongFormat { .. })) => {
+            Finding::failed("disk", error.to_string(), Some(CONVERT.to_owned()))
+        }
+        // What is wrong with the programs is said where they are looked at.
+        Err(DiskError::Tool { .. }) => finding,
+        Err(error) => Finding::failed("disk", error.to_string(), None),
+    }
 }
+
+/// What helps where qemu-img can read a disk that QEMU doesn't open.
+const CONVERT: &str = "make a plain one of it with qemu-img convert -O qcow2";
 
 fn broken(file: &Path, above: Option<&Path>, error: &DiskError) -> Finding {
     match (above, error) {
@@ -104,6 +120,28 @@ fn judge_disk(said: DiskFormat, chain: &[(PathBuf, Disk)], open: Option<&Path>) 
             }
         }
     }
+    if let Some((file, _)) = chain.iter().find(|(_, disk)| disk.encrypted) {
+        let text = format!("{} is encrypted, and nothing here has its key", file.display());
+        let remedy = "make a copy that is not, with qemu-img convert --image-opts".to_owned();
+        return Finding::failed(subject, text, Some(remedy));
+    }
+    if let Some((file, _)) = chain.iter().find(|(_, disk)| disk.is_marked_corrupt()) {
+        let text = format!("qemu has found {} damaged, and marked it", file.display());
+        return Finding::failed(
+            subject,
+            text,
+            Some("put back a copy, or repair it with qemu-img check -r all".to_owned()),
+        );
+    }
+    let elsewhere = chain.iter().find_map(|(file, disk)| Some((file, disk.data_file()?)));
+    if let Some((file, data)) = elsewhere {
+        let text = format!(
+            "the data of {} are in another file, {}, and nobody notices if that one changes below a machine",
+            file.display(),
+            data.display()
+        );
+        return Finding::warning(subject, text, Some(CONVERT.to_owned()));
+    }
     if let Some(open) = open {
         let text = format!("everybody on this host may write to {}", open.display());
         return Finding::warning(subject, text, Some(format!("run chmod o-w {}", open.display())));
@@ -124,16 +162,17 @@ fn boot(image: &Image) -> Vec<Finding> {
 }
 
 fn readable(subject: &str, file: &Path) -> Finding {
-    let opened = std::fs::File::open(file).and_then(|opened| opened.metadata());
-    match opened {
-        Ok(metadata) if metadata.is_file() => Finding::ok(subject, file.display().to_string()),
-        Ok(_) => Finding::failed(subject, format!("{} is not a file", file.display()), None),
+    match plain_file::open(file) {
+        Ok(_) => Finding::ok(subject, file.display().to_string()),
         Err(error) => {
             let remedy = format!("check the image's {subject} and its permissions");
             Finding::failed(subject, format!("{} can't be read: {error}", file.display()), Some(remedy))
         }
     }
 }
+
+/// The longest public key, in bytes.
+const MAX_PUBLIC_KEY: u64 = 64 * 1024;
 
 fn key(file: &Path) -> Finding {
     let subject = "key";
@@ -145,7 +184,8 @@ fn key(file: &Path) -> Finding {
     // What was put into the guest is most often this.
     let mut public = file.as_os_str().to_owned();
     public.push(".pub");
-    let other = std::fs::read_to_string(&public).ok().and_then(|line| line.parse::<ssh::HostKey>().ok());
+    let other = plain_file::read(public.as_ref(), MAX_PUBLIC_KEY).ok().and_then(|line| String::from_utf8(line).ok());
+    let other = other.and_then(|line| line.parse::<ssh::HostKey>().ok());
     if let Some(other) = other.filter(|other| other.fingerprint() != fingerprint) {
         let (public, shown) = (Path::new(&public).display(), other.fingerprint());
         let text = format!("{}, {fingerprint}, and {public} beside it is another key, {shown}", file.display());
@@ -207,17 +247,20 @@ fn megabytes(bytes: u64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
     use super::*;
 
     fn disk_of(format: &str, backing: Option<&str>, backing_format: Option<&str>) -> Disk {
-        Disk {
-            format: format.to_owned(),
-            virtual_size: 2_000_000_000,
-            actual_size: 1_000_001,
-            backing: backing.map(PathBuf::from),
-            backing_format: backing_format.map(str::to_owned),
-        }
+        said_of(serde_json::json!({
+            "format": format,
+            "full-backing-filename": backing,
+            "backing-filename-format": backing_format,
+        }))
+    }
+
+    /// What qemu-img says of a disk, with its sizes.
+    fn said_of(mut said: serde_json::Value) -> Disk {
+        (said["virtual-size"], said["actual-size"]) = (2_000_000_000_u64.into(), 1_000_001.into());
+        serde_json::from_value(said).expect("it is understood")
     }
 
     #[test]
@@ -267,6 +310,37 @@ mod tests {
             None,
             Verdict::Warning,
             "/a does not say which format /b has, which then is guessed",
+        );
+    }
+
+    #[test]
+    fn a_disk_that_machines_can_t_use_is_found_wherever_it_is_in_the_chain() {
+        let check = |said: serde_json::Value, verdict, text: &str| {
+            let below = [("/a", disk_of("qcow2", Some("/b"), Some("qcow2"))), ("/b", said_of(said))];
+            let chain = below.map(|(file, disk)| (PathBuf::from(file), disk));
+            let finding = judge_disk(DiskFormat::Qcow2, &chain, None);
+            assert_eq!((finding.verdict, finding.text.as_str()), (verdict, text));
+        };
+        let json = |text: &str| serde_json::from_str(text).expect("JSON");
+        check(
+            json(r#"{"format": "qcow2", "encrypted": true}"#),
+            Verdict::Failed,
+            "/b is encrypted, and nothing here has its key",
+        );
+        check(
+            json(r#"{"format": "qcow2", "format-specific": {"type": "qcow2", "data": {"corrupt": true}}}"#),
+            Verdict::Failed,
+            "qemu has found /b damaged, and marked it",
+        );
+        check(
+            json(r#"{"format": "qcow2", "format-specific": {"type": "qcow2", "data": {"data-file": "c.raw"}}}"#),
+            Verdict::Warning,
+            "the data of /b are in another file, c.raw, and nobody notices if that one changes below a machine",
+        );
+        check(
+            json(r#"{"format": "qcow2", "format-specific": {"type": "file", "data": {}}}"#),
+            Verdict::Ok,
+            "/a, qcow2, 2000 MB, takes 2 MB here, over another disk",
         );
     }
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 
 use super::section::Section;
+use crate::plain_file;
 
 /// Where the password comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -81,11 +82,8 @@ impl PasswordSource {
 }
 
 fn read(path: &Path) -> anyhow::Result<Password> {
-    let file = std::fs::File::open(path)?;
+    let file = plain_file::open(path)?;
     let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        bail!("it is not a file");
-    }
     if metadata.permissions().mode() & 0o007 != 0 {
         bail!("everybody on this host may read it; run chmod 600 {}", path.display());
     }

@@ -18,6 +18,7 @@ use super::prompt::Prompt;
 use super::websocket::WebSocket;
 use super::wire::Wire;
 use crate::config::{MasterAddress, Password, Scheme};
+use crate::plain_file;
 
 /// A byte stream to the master.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -106,10 +107,14 @@ async fn tls(
     TlsConnector::from(Arc::new(config)).connect(server, stream).await.map_err(failed)
 }
 
+/// The largest `worker.ca_file`, in bytes. All authorities that browsers trust take a quarter of a megabyte.
+const MAX_CA_FILE: u64 = 16 << 20;
+
 fn roots_from(file: &Path) -> Result<RootCertStore, ConnectError> {
     let failed = |reason: String| ConnectError::CaFile { file: file.to_owned(), reason };
     let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_file_iter(file).map_err(|error| failed(error.to_string()))? {
+    let text = plain_file::read(file, MAX_CA_FILE).map_err(|error| failed(error.to_string()))?;
+    for certificate in CertificateDer::pem_slice_iter(&text) {
         let certificate = certificate.map_err(|error| failed(error.to_string()))?;
         roots.add(certificate).map_err(|error| failed(error.to_string()))?;
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// How a qcow2 image begins (QEMU, docs/interop/qcow2.txt).
@@ -16,7 +17,8 @@ const MAX_NAME: u32 = 1023;
 /// # Errors
 /// It can't be read, or makes no sense: then nobody knows what it needs.
 pub(super) fn backing(image: &Path) -> io::Result<Option<PathBuf>> {
-    let mut file = File::open(image)?;
+    // In place of a disk there may be something that would be waited for, such as a named pipe.
+    let mut file = File::options().read(true).custom_flags(nix::libc::O_NONBLOCK).open(image)?;
     let mut header = Vec::new();
     (&mut file).take(20).read_to_end(&mut header)?;
     let Some((offset, length)) = parse(&header)? else { return Ok(None) };
