@@ -2,6 +2,8 @@
 //!
 //! What the operating system refuses is said in a header, and its error number is the exit status.
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -62,7 +64,8 @@ pub(super) async fn rmdir(
     Ok(())
 }
 
-/// Copies a tree as `cp` does: into the target, if that is a directory already. Makes the target's parents.
+/// Copies a tree as `cp` does: into the target, if that is a directory already. Makes what is before the target's last slash,
+/// so that a target that ends in one is a directory to copy into.
 pub(super) async fn cpdir(
     context: &Context,
     cpdir: &Cpdir,
@@ -71,9 +74,8 @@ pub(super) async fn cpdir(
 ) -> Result<(), Failure> {
     let Cpdir { timeout, max_time, log_environ, .. } = *cpdir;
     let (from, to) = (context.resolve(&cpdir.from), context.resolve(&cpdir.to));
-    if let Some(parent) = to.parent()
-        && let Err(error) = place.make_directory(parent).await
-    {
+    let parent = before_the_last_slash(&to);
+    if let Err(error) = place.make_directory(parent).await {
         os_error::report(reporter, "cpdir", parent, &error).await;
         return Ok(());
     }
@@ -160,6 +162,14 @@ pub(super) fn locate(context: &Context, place: &dyn Place, path: &Path) -> PathB
         Ok(below) => place.home().join(below),
         Err(_) => context.resolve(path),
     }
+}
+
+/// The directory that an absolute path names something in, as Python's `os.path.dirname` has it: that of `d/` is `d` itself.
+pub(super) fn before_the_last_slash(path: &Path) -> &Path {
+    let bytes = path.as_os_str().as_bytes();
+    let end = bytes.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
+    let name_end = bytes[..end].iter().rposition(|byte| *byte != b'/').map_or(1, |last| last + 1);
+    Path::new(OsStr::from_bytes(&bytes[..name_end.min(bytes.len())]))
 }
 
 /// Runs the programs that work on trees.
@@ -427,6 +437,36 @@ mod tests {
         check(&stage, command, &[&words("no"), said, end, "rc 1", "elapsed", "complete None"]);
     }
 
+    fn a_copy_to_a_path_that_ends_in_a_slash_lands_in_that_directory(at: Where) {
+        let stage = Stage::with(at, &[("c/f", "hi")]);
+        for (to, made) in [("new/", "new/c/f"), ("other//", "other/c/f"), ("third/.", "third/c/f"), ("d/e/", "d/e/c/f")]
+        {
+            let copy = Cpdir { from: "c".into(), to: to.into(), timeout: None, max_time: None, log_environ: false };
+            let heard = stage.play(
+                |_: &Call| Reply::nil(),
+                async |context, host, reporter| cpdir(context, &copy, host, reporter).await,
+            );
+            assert!(heard.contains(&"rc 0".to_owned()), "{to}: {heard:?}");
+            assert_eq!(stage.read(made).as_deref(), Some("hi"), "{to}");
+        }
+    }
+
+    #[test]
+    fn what_is_before_the_last_slash_is_the_directory() {
+        let check = |path: &str, expected: &str| {
+            assert_eq!(before_the_last_slash(Path::new(path)).as_os_str(), expected, "{path}");
+        };
+        // As Python's os.path.dirname says.
+        check("/a/b", "/a");
+        check("/a/b/", "/a/b");
+        check("/a/b//", "/a/b");
+        check("/a//b", "/a");
+        check("/a/b/.", "/a/b");
+        check("/a", "/");
+        check("/", "/");
+        check("//", "/");
+    }
+
     #[test]
     fn an_escaped_path_matches_itself() {
         assert_eq!(escape("/srv/a[1]*?"), "/srv/a[[]1][*][?]");
@@ -445,5 +485,6 @@ mod tests {
         a_tree_that_stays_is_the_result_and_the_others_are_removed
         an_interrupt_kills_the_program_and_leaves_the_rest
         a_copy_has_what_the_tree_has
+        a_copy_to_a_path_that_ends_in_a_slash_lands_in_that_directory
     }
 }

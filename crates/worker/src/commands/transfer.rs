@@ -19,7 +19,7 @@ use protocol::command::{DownloadFile, UploadDirectory, UploadFile};
 use protocol::{Call, Update, Value};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::files::locate;
+use super::files::{before_the_last_slash, locate};
 use super::os_error::{self, place_lost, pythonic, text};
 use super::{Context, Failure};
 use crate::master::{Answer, AskError, LineLost};
@@ -281,9 +281,7 @@ async fn read_block(source: &mut Source, length: usize) -> io::Result<Vec<u8>> {
 
 async fn receive(context: &Context, download: &DownloadFile, place: &dyn Place, path: &Path) -> Result<(), Stopped> {
     let opened = async {
-        if let Some(parent) = path.parent() {
-            place.make_directory(parent).await?;
-        }
+        place.make_directory(before_the_last_slash(path)).await?;
         place.write(path, download.mode).await
     };
     let mut file = opened.await.map_err(|error| Stopped::by(&error, cannot_open(path, "download", &error)))?;
