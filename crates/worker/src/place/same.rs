@@ -335,6 +335,32 @@ fn a_file_is_replaced_as_a_whole(at: Where) {
     });
 }
 
+/// Takes root's right to leave setuid and setgid to what it writes from this thread and all that it starts.
+fn write_as_others_than_root_do() {
+    use rustix::thread::{CapabilitySet, capabilities, remove_capability_from_bounding_set, set_capabilities};
+    remove_capability_from_bounding_set(CapabilitySet::FSETID).expect("it may");
+    let mut sets = capabilities(None).expect("it has some");
+    for set in [&mut sets.effective, &mut sets.permitted, &mut sets.inheritable] {
+        set.remove(CapabilitySet::FSETID);
+    }
+    set_capabilities(None, sets).expect("it may");
+}
+
+fn special_bits_outlast_the_writing(at: Where) {
+    write_as_others_than_root_do();
+    at_place(at, async |place, root| {
+        let mode = |name: &str| root.join(name).metadata().expect("it is there").mode() & 0o7777;
+        write_all(&*place, &root.join("new"), Some(0o6755), b"1").await.expect("written");
+        assert_eq!(mode("new"), 0o6755);
+        write_all(&*place, &root.join("new"), None, b"2").await.expect("written");
+        assert_eq!(mode("new"), 0o6755, "the old file's");
+        write_all(&*place, &root.join("new"), Some(0o1640), b"3").await.expect("written");
+        assert_eq!(mode("new"), 0o1640);
+        write_all(&*place, &root.join("new"), Some(0o755), b"4").await.expect("written");
+        assert_eq!(mode("new"), 0o755);
+    });
+}
+
 fn a_file_that_was_given_up_leaves_the_old_one(at: Where) {
     let directory = tempfile::tempdir().expect("a directory");
     at_place_of(at, &directory, &Tools::of(at).path, async |place, root| {
@@ -506,6 +532,7 @@ everywhere! {
     a_file_is_read_from_any_byte_on
     a_huge_file_goes_both_ways
     a_file_is_replaced_as_a_whole
+    special_bits_outlast_the_writing
     a_file_that_was_given_up_leaves_the_old_one
     a_directory_is_packed_with_all_that_it_has
     further_names_of_a_file_are_links

@@ -9,6 +9,13 @@ fail() {
     exit 1
 }
 
+# Sets setuid, setgid and sticky again: others than root take them away by writing.
+special_bits() {
+    case $mode in
+    ????*) chmod "$mode" "$1" ;;
+    esac
+}
+
 # For what is no file, or stands where no new one can be made.
 directly() {
     [ ! -d "$path" ] || fail 'Is a directory'
@@ -24,7 +31,8 @@ directly() {
     }
     [ -z "$mode" ] || chmod "$mode" "$path" || exit 1
     printf '\0\0'
-    exec cat >"$path"
+    cat >"$path" && special_bits "$path"
+    exit
 }
 
 old=
@@ -60,3 +68,4 @@ fi
 chmod "${mode:-=rw}" "$temporary" || abandon
 printf '%s\0%s\0' "$temporary" "$target"
 cat >&3 || abandon
+special_bits "$temporary" || abandon

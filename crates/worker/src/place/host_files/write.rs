@@ -16,18 +16,23 @@ use tokio::task::JoinHandle;
 /// What a new file may be used for unless the umask or the master says otherwise.
 const NEW_FILE_MODE: u32 = 0o666;
 
+/// Setuid, setgid and sticky.
+const SPECIAL_BITS: u32 = 0o7000;
+
 /// Writes a new file beside an old one and puts it in the old one's place when it is shut down.
 ///
 /// Dropped before, it takes the new file away again and the old one is as it was. What is no regular file (a device,
 /// say), or stands where no new file can be made, is written directly.
 pub(super) struct Replacement {
     file: File,
+    /// The file again, and its mode, if that has special bits: others than root take them away by writing.
+    special: Option<(std::fs::File, u32)>,
     state: State,
 }
 
 enum State {
     Writing(Option<Aside>),
-    Replacing(JoinHandle<io::Result<()>>),
+    Finishing(JoinHandle<io::Result<()>>),
     Done,
 }
 
@@ -60,10 +65,8 @@ impl Replacement {
             // Only root can give a file away; for others it stays their own.
             let _ = std::os::unix::fs::fchown(&file, Some(old.uid()), Some(old.gid()));
         }
-        if let Some(mode) = mode.or(old.map(|old| old.mode() & 0o7777)) {
-            file.set_permissions(Permissions::from_mode(mode))?;
-        }
-        Ok(Replacement { file: File::from_std(file), state: State::Writing(Some(Aside { temporary, target })) })
+        let mode = mode.or(old.map(|old| old.mode() & 0o7777));
+        Self::of(file, mode, Some(Aside { temporary, target }))
     }
 
     fn directly(path: &Path, mode: Option<u32>) -> io::Result<Self> {
@@ -75,10 +78,29 @@ impl Replacement {
             // A pipe that nobody reads must not hold us up.
             .custom_flags(nix::libc::O_NONBLOCK)
             .open(path)?;
+        Self::of(file, mode, None)
+    }
+
+    fn of(file: std::fs::File, mode: Option<u32>, aside: Option<Aside>) -> io::Result<Self> {
         if let Some(mode) = mode {
             file.set_permissions(Permissions::from_mode(mode))?;
         }
-        Ok(Replacement { file: File::from_std(file), state: State::Writing(None) })
+        let special = match mode.filter(|mode| mode & SPECIAL_BITS != 0) {
+            Some(mode) => Some((file.try_clone()?, mode)),
+            None => None,
+        };
+        Ok(Replacement { file: File::from_std(file), special, state: State::Writing(aside) })
+    }
+
+    /// What is left to do once all is written. Blocks.
+    fn finish(special: Option<(std::fs::File, u32)>, aside: Option<Aside>) -> io::Result<()> {
+        if let Some((file, mode)) = special {
+            file.set_permissions(Permissions::from_mode(mode))?;
+        }
+        match aside {
+            Some(Aside { temporary, target }) => temporary.persist(target).map_err(|failed| failed.error),
+            None => Ok(()),
+        }
     }
 }
 
@@ -98,15 +120,16 @@ impl AsyncWrite for Replacement {
                     // An error of the last write comes to light here; the new file is then not worth having.
                     ready!(Pin::new(&mut self.file).poll_flush(cx))?;
                     let State::Writing(aside) = std::mem::replace(&mut self.state, State::Done) else { continue };
-                    if let Some(Aside { temporary, target }) = aside {
-                        let replace = move || temporary.persist(target).map_err(|failed| failed.error);
-                        self.state = State::Replacing(tokio::task::spawn_blocking(replace));
+                    let special = self.special.take();
+                    if special.is_some() || aside.is_some() {
+                        let finish = move || Self::finish(special, aside);
+                        self.state = State::Finishing(tokio::task::spawn_blocking(finish));
                     }
                 }
-                State::Replacing(replacing) => {
-                    let replaced = ready!(Pin::new(replacing).poll(cx));
+                State::Finishing(finishing) => {
+                    let finished = ready!(Pin::new(finishing).poll(cx));
                     self.state = State::Done;
-                    return Poll::Ready(replaced.unwrap_or_else(|ended| Err(io::Error::other(ended))));
+                    return Poll::Ready(finished.unwrap_or_else(|ended| Err(io::Error::other(ended))));
                 }
                 State::Done => return Poll::Ready(Ok(())),
             }
