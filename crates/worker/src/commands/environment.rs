@@ -44,6 +44,19 @@ pub(super) fn compose(
     Ok(environment.into_iter().collect())
 }
 
+/// What a terminal that a command gets is called, unless its environment says: one that everybody has a description of.
+const TERMINAL: &str = "xterm";
+
+/// Says what kind of terminal the program has, unless the environment does or the master wants the variable removed.
+pub(super) fn name_terminal(environment: &mut Vec<(OsString, OsString)>, changes: &[(String, EnvValue)]) {
+    let removed = changes.iter().any(|(name, value)| name == "TERM" && matches!(value, EnvValue::Removed));
+    if let Err(place) = environment.binary_search_by(|(name, _)| name.as_os_str().cmp(OsStr::new("TERM")))
+        && !removed
+    {
+        environment.insert(place, ("TERM".into(), TERMINAL.into()));
+    }
+}
+
 /// Replaces each `${NAME}` by the variable's value, or by nothing.
 fn substitute(value: &str, variables: &BTreeMap<OsString, OsString>) -> OsString {
     let mut replaced = Vec::new();
@@ -87,6 +100,23 @@ fn normalised(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_has_a_name_unless_the_master_says_otherwise() {
+        let term = EnvValue::Text("linux".to_owned());
+        let check = |base: &[(&str, &str)], changes: &[(String, EnvValue)], expected: &[(&str, &str)]| {
+            let base = base.iter().map(|(name, value)| (name.into(), value.into())).collect();
+            let mut environment = compose(base, changes, Path::new("/w")).unwrap();
+            name_terminal(&mut environment, changes);
+            let expected: Vec<(OsString, OsString)> =
+                expected.iter().map(|(name, value)| (name.into(), value.into())).collect();
+            assert_eq!(environment, expected);
+        };
+        check(&[("A", "1"), ("Z", "2")], &[], &[("A", "1"), ("PWD", "/w"), ("TERM", "xterm"), ("Z", "2")]);
+        check(&[("TERM", "vt100")], &[], &[("PWD", "/w"), ("TERM", "vt100")]);
+        check(&[("TERM", "vt100")], &[("TERM".to_owned(), term)], &[("PWD", "/w"), ("TERM", "linux")]);
+        check(&[("TERM", "vt100")], &[("TERM".to_owned(), EnvValue::Removed)], &[("PWD", "/w")]);
+    }
 
     fn vars(pairs: &[(&str, &str)]) -> Vec<(OsString, OsString)> {
         pairs.iter().map(|(name, value)| (name.into(), value.into())).collect()

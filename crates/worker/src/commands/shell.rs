@@ -53,11 +53,14 @@ pub(super) async fn execute(
     status: Status,
 ) -> Result<i32, Failure> {
     let workdir = context.resolve(&shell.workdir);
-    let environment = environment::compose(place.environment(), &shell.env, &workdir)?;
+    let mut environment = environment::compose(place.environment(), &shell.env, &workdir)?;
+    let pty = shell.use_pty && shell.initial_stdin.is_none();
+    if pty {
+        environment::name_terminal(&mut environment, &shell.env);
+    }
     let report = Report { reporter, status, started: Instant::now() };
     let start = async {
         let logfiles = Logfiles::before(place, reporter, &shell.logfiles, &workdir).await;
-        let pty = shell.use_pty && shell.initial_stdin.is_none();
         reporter.header(header::header(shell, &workdir, &environment, pty)).await;
         match place.spawn(program_of(shell, &workdir, &environment, pty)).await {
             Ok(process) => Ok((process, logfiles)),

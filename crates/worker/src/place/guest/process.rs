@@ -28,11 +28,12 @@ impl Guest {
             };
         }
         if program.pty {
-            exec = exec.pty(ssh::Pty::default());
-            if !program.environment.iter().any(|(name, _)| name == "TERM") {
+            let term = program.environment.iter().find(|(name, _)| name == "TERM");
+            exec = match term.and_then(|(_, term)| term.to_str()) {
+                Some(term) => exec.pty(ssh::Pty { term: term.to_owned(), ..ssh::Pty::default() }),
                 // Set by the server, as a terminal was asked for.
-                exec = exec.env_remove("TERM");
-            }
+                None => exec.pty(ssh::Pty::default()).env_remove("TERM"),
+            };
         }
         if !program.stdin.is_empty() {
             exec = exec.stdin();
