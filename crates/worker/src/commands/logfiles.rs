@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use tokio::time::{Duration, MissedTickBehavior, interval};
 
 use crate::output::Reporter;
-use crate::place::Place;
+use crate::place::{Held, Place};
 
 /// How often files are looked at (Buildbot 4.3.0, `POLL_INTERVAL`).
 const INTERVAL: Duration = Duration::from_secs(2);
@@ -23,8 +23,9 @@ const S_IFREG: i64 = 0o100_000;
 
 /// The files that a command wants shown as logs while it runs.
 ///
-/// A file counts from when it first differs from what it was before the command started. It is then shown as it grows.
-/// One that is replaced or cut short is shown from its beginning again. What is no regular file is left alone.
+/// A file counts from when it first differs from what it was before the command started. It is then shown as it grows, and kept
+/// open: one that is renamed, removed or replaced is shown to its end, and what came in its place from the beginning. One that
+/// is cut short is shown from its beginning again. What is no regular file is left alone.
 pub(super) struct Logfiles<'a> {
     place: &'a dyn Place,
     reporter: &'a Reporter,
@@ -41,8 +42,16 @@ struct Watched {
 enum State {
     /// As it was before the command started; nothing if it was not there.
     Waiting { before: Option<Look> },
-    /// It is being shown.
-    Shown { file: Identity, offset: u64 },
+    /// It is being shown, up to here.
+    Shown { file: Identity, offset: u64, hold: Hold },
+}
+
+/// Whether a file is kept open.
+enum Hold {
+    NotYet,
+    Held(Held),
+    /// The place can't; it is read by its name.
+    Impossible,
 }
 
 /// Which file is found under a path: inode and device.
@@ -101,13 +110,79 @@ impl<'a> Logfiles<'a> {
 impl Watched {
     async fn show(&mut self, place: &dyn Place, reporter: &Reporter, grown: &mut impl FnMut()) -> io::Result<()> {
         let now = look(place, &self.path).await;
-        let Some(size) = self.notice(now) else { return Ok(()) };
+        // One that is not there any more is shown to its end before what came in its place.
+        if let Some(path) = self.displaced_by(now)
+            && let Some(last) = look(place, &path).await
+        {
+            self.show_up_to(last.size, &path, place, reporter, grown).await?;
+        }
+        let Some(mut size) = self.notice(now) else { return Ok(()) };
+        if let Some(held) = self.hold(place).await {
+            size = held.size;
+        }
+        let path = self.held().unwrap_or(&self.path).to_owned();
+        self.show_up_to(size, &path, place, reporter, grown).await
+    }
+
+    /// Where the file that is being shown is read, if its name leads to another one by now, or to none.
+    fn displaced_by(&self, now: Option<Look>) -> Option<PathBuf> {
+        match &self.state {
+            State::Shown { file, .. } if now.is_none_or(|now| now.file != *file) => self.held().map(Path::to_owned),
+            _ => None,
+        }
+    }
+
+    fn held(&self) -> Option<&Path> {
+        match &self.state {
+            State::Shown { hold: Hold::Held(held), .. } => Some(&held.path),
+            _ => None,
+        }
+    }
+
+    /// Sees to it that the file which is shown stays open, and returns how it looks if that is new.
+    async fn hold(&mut self, place: &dyn Place) -> Option<Look> {
+        let State::Shown { hold: Hold::NotYet, .. } = self.state else { return None };
+        let opened = match place.hold(&self.path).await {
+            Ok(held) => look(place, &held.path).await.map(|look| (held, look)),
+            Err(error) => {
+                tracing::debug!(path = %self.path.display(), %error, "can't keep a log file open");
+                None
+            }
+        };
+        let State::Shown { file, offset, hold } = &mut self.state else { return None };
+        match opened {
+            Some((held, look)) => {
+                if look.file != *file {
+                    // Replaced in this very moment.
+                    (*file, *offset) = (look.file, 0);
+                }
+                *hold = Hold::Held(held);
+                Some(look)
+            }
+            None => {
+                *hold = Hold::Impossible;
+                None
+            }
+        }
+    }
+
+    /// No further than it was long at the last look: a file that grows faster than the master reads has an end, too.
+    async fn show_up_to(
+        &mut self,
+        size: u64,
+        path: &Path,
+        place: &dyn Place,
+        reporter: &Reporter,
+        grown: &mut impl FnMut(),
+    ) -> io::Result<()> {
         let State::Shown { offset, .. } = &mut self.state else { return Ok(()) };
-        if *offset >= size {
+        if *offset > size {
+            *offset = 0;
+        }
+        if *offset == size {
             return Ok(());
         }
-        // No further than it was long at that look: a file that grows faster than the master reads has an end, too.
-        let mut file = place.read(&self.path, *offset).await?.take(size - *offset);
+        let mut file = place.read(path, *offset).await?.take(size - *offset);
         loop {
             let room = reporter.room().await;
             let mut block = BytesMut::with_capacity(BLOCK);
@@ -132,13 +207,13 @@ impl Watched {
             }
             (State::Waiting { .. }, Some(now)) => {
                 let offset = if self.follow { now.size } else { 0 };
-                self.state = State::Shown { file: now.file, offset };
+                self.state = State::Shown { file: now.file, offset, hold: Hold::NotYet };
                 Some(now.size)
             }
             (State::Shown { .. }, None) => None,
-            (State::Shown { file, offset }, Some(now)) => {
-                if *file != now.file || *offset > now.size {
-                    (*file, *offset) = (now.file, 0);
+            (State::Shown { file, offset, hold }, Some(now)) => {
+                if *file != now.file {
+                    (*file, *offset, *hold) = (now.file, 0, Hold::NotYet);
                 }
                 Some(now.size)
             }
@@ -202,8 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn a_replaced_or_shortened_file_is_shown_from_its_beginning() {
+    fn a_file_in_anothers_place_is_shown_from_its_beginning() {
         check(false, &[None, file(1, 6), None, file(2, 8)], &[Some((0, 6)), None, Some((0, 8))]);
-        check(false, &[None, file(1, 6), file(1, 2)], &[Some((0, 6)), Some((0, 2))]);
     }
 }

@@ -11,7 +11,7 @@ use process::{Child, ExitStatus, Signal};
 use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{Ending, Event, NO_PROGRAM, Place, Process, Program, SpawnError, host_files};
+use super::{Ending, Event, Held, NO_PROGRAM, Place, Process, Program, SpawnError, host_files};
 
 /// How long a program's output is waited for after its exit if nobody calls [`Process::leave`].
 const OUTPUT_GRACE: Duration = Duration::from_secs(24 * 3600);
@@ -80,6 +80,10 @@ impl Place for Host {
 
     async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
         host_files::read(path, offset).await
+    }
+
+    async fn hold(&self, path: &Path) -> io::Result<Held> {
+        host_files::hold(path).await
     }
 
     async fn write(&self, path: &Path, mode: Option<u32>) -> io::Result<Box<dyn AsyncWrite + Send + Unpin>> {

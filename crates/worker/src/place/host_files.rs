@@ -7,8 +7,9 @@ mod pack;
 mod write;
 
 use std::ffi::OsString;
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, SeekFrom};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,7 @@ use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncSeekExt, AsyncWrite};
 use tokio::task::spawn_blocking;
 
-use super::MAX_NAMES;
+use super::{Held, MAX_NAMES};
 use write::Replacement;
 
 /// See [`super::Place::stat`].
@@ -60,8 +61,22 @@ pub(super) async fn remove_file(path: &Path) -> io::Result<()> {
 
 /// See [`super::Place::read`]. Directories, named pipes and sockets are refused; a pipe might never be readable.
 pub(super) async fn read(path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
+    let mut file = tokio::fs::File::from_std(open(path).await?);
+    if offset > 0 {
+        file.seek(SeekFrom::Start(offset)).await?;
+    }
+    Ok(Box::new(file))
+}
+
+/// See [`super::Place::hold`].
+pub(super) async fn hold(path: &Path) -> io::Result<Held> {
+    let file = open(path).await?;
+    Ok(Held::new(format!("/proc/self/fd/{}", file.as_raw_fd()).into(), file))
+}
+
+async fn open(path: &Path) -> io::Result<File> {
     let path = path.to_owned();
-    let file = on_a_blocking_thread(move || {
+    on_a_blocking_thread(move || {
         let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
         let kind = file.metadata()?.file_type();
         if kind.is_dir() {
@@ -72,12 +87,7 @@ pub(super) async fn read(path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRe
         }
         Ok(file)
     })
-    .await?;
-    let mut file = tokio::fs::File::from_std(file);
-    if offset > 0 {
-        file.seek(SeekFrom::Start(offset)).await?;
-    }
-    Ok(Box::new(file))
+    .await
 }
 
 /// See [`super::Place::write`]. A regular file is replaced as a whole when the writer is shut down; until then, and

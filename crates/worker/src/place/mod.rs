@@ -60,12 +60,28 @@ pub(crate) trait Place: Send + Sync {
     /// Opens a file for reading, from `offset` bytes on.
     async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>>;
 
+    /// Keeps a regular file open, so that it can be read on whatever becomes of its name.
+    async fn hold(&self, path: &Path) -> io::Result<Held>;
+
     /// Opens a new file that takes the place of `path`, with these permission bits or those of the old one. It does so
     /// when `AsyncWriteExt::shutdown` returns; dropped before, it is gone and the old one is as it was.
     async fn write(&self, path: &Path, mode: Option<u32>) -> io::Result<Box<dyn AsyncWrite + Send + Unpin>>;
 
     /// A tar archive of what is in a directory; the names in it are relative to the directory.
     async fn pack(&self, path: &Path, compression: Compression) -> io::Result<Box<dyn AsyncRead + Send + Unpin>>;
+}
+
+/// A file that is kept open until this is dropped.
+pub(crate) struct Held {
+    /// Where the place has it meanwhile, also when it has been renamed or removed.
+    pub path: PathBuf,
+    _open: Box<dyn Send + Sync>,
+}
+
+impl Held {
+    fn new(path: PathBuf, open: impl Send + Sync + 'static) -> Self {
+        Held { path, _open: Box::new(open) }
+    }
 }
 
 /// A program to start.

@@ -7,6 +7,7 @@
 mod environment;
 mod files;
 mod glob;
+mod hold;
 mod output;
 mod pack;
 mod process;
@@ -22,8 +23,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::OnceCell;
 
-use super::{Place, Process, Program, SpawnError};
+use self::hold::Keeper;
+use super::{Held, Place, Process, Program, SpawnError};
 use crate::pool::{Fate, Login};
 
 /// The guest of a machine. Paths are the guest's own.
@@ -31,11 +34,13 @@ use crate::pool::{Fate, Login};
 pub(crate) struct Guest {
     login: Arc<Login>,
     fate: Fate,
+    /// What keeps files open, once there are any.
+    keeper: Arc<OnceCell<Keeper>>,
 }
 
 impl Guest {
     pub(crate) fn new(login: Arc<Login>, fate: Fate) -> Self {
-        Guest { login, fate }
+        Guest { login, fate, keeper: Arc::default() }
     }
 
     /// Starts a program of our own.
@@ -114,6 +119,10 @@ impl Place for Guest {
 
     async fn read(&self, path: &Path, offset: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
         Ok(Box::new(self.open(path, offset).await?))
+    }
+
+    async fn hold(&self, path: &Path) -> io::Result<Held> {
+        self.keep_open(path).await
     }
 
     async fn write(&self, path: &Path, mode: Option<u32>) -> io::Result<Box<dyn AsyncWrite + Send + Unpin>> {

@@ -11,7 +11,7 @@ use protocol::command::Compression;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::{Duration, Instant, sleep, sleep_until};
 
-use crate::place::{Ending, Event, Place, Process, Program, SpawnError};
+use crate::place::{Ending, Event, Held, Place, Process, Program, SpawnError};
 
 /// What a program does, and when: seconds after its start, or after the signal that it reacts to.
 pub(super) type Script = Vec<(f64, Event)>;
@@ -217,6 +217,10 @@ impl Place for FakePlace {
     }
 
     async fn read(&self, _: &Path, _: u64) -> io::Result<Box<dyn AsyncRead + Send + Unpin>> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
+    async fn hold(&self, _: &Path) -> io::Result<Held> {
         Err(io::ErrorKind::NotFound.into())
     }
 

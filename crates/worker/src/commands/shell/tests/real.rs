@@ -70,6 +70,51 @@ fn a_log_file_is_shown_from_what_was_written_last_too(at: Where) {
     check(at, "echo one >k.log; printf two >>k.log", change, &expected);
 }
 
+/// Runs a line that does something to a log file `r`, and returns what of it was shown.
+fn shown(at: Where, line: &str) -> String {
+    let logfile = protocol::command::Logfile { name: "r".to_owned(), filename: "r".into(), follow: false };
+    let told = told(&Stage::new(at), line, |shell| shell.logfiles = vec![logfile]);
+    let shown = told.iter().filter_map(|told| told.strip_prefix("r ").filter(|_| !told.starts_with("rc ")));
+    shown.collect()
+}
+
+fn a_log_file_is_shown_to_its_end_whatever_becomes_of_its_name(at: Where) {
+    let check = |end: &str, expected: &str| {
+        let line = format!("echo a1 >r; sleep 3.3; echo a2 >>r; {end}");
+        assert_eq!(shown(at, &line), expected, "{end}");
+    };
+    check("mv r r.old", "a1\na2\n");
+    check("rm r", "a1\na2\n");
+    check("mv r r.old; echo b >r", "a1\na2\nb\n");
+    check("rm r; echo b >r", "a1\na2\nb\n");
+    // Written on under its new name, with nothing in its place.
+    check("mv r r.old; sleep 2.5; echo a3 >>r.old", "a1\na2\na3\n");
+    check("mv r r.old; echo b1 >r; sleep 2.5; echo b2 >>r; mv r r.older; echo c >r", "a1\na2\nb1\nb2\nc\n");
+}
+
+fn a_log_file_that_is_cut_short_is_shown_from_its_beginning_again(at: Where) {
+    assert_eq!(
+        shown(at, "echo a1 >r; sleep 3.3; echo b >r; sleep 2.5; printf '' >r; sleep 2.5; echo c >>r"),
+        "a1\nb\nc\n"
+    );
+}
+
+/// A guest's server lets in fewer channels.
+fn many_log_files_are_shown_to_their_ends(at: Where) {
+    let logfiles = (0..32).map(|at| format!("log {at}\n'é"));
+    let logfiles: Vec<_> = logfiles
+        .map(|name| protocol::command::Logfile { filename: name.clone().into(), name, follow: false })
+        .collect();
+    let line = "all() { i=0; while [ $i -lt 32 ]; do eval \"$1\"; i=$((i + 1)); done; }\n\
+                n=$(printf \"\\n'\\303\\251\"); all 'echo $i a >\"log $i$n\"'; sleep 8; \
+                all 'echo $i b >>\"log $i$n\"; mv \"log $i$n\" old$i'";
+    let told = told(&Stage::new(at), line, |shell| shell.logfiles = logfiles);
+    for at in 0..32 {
+        let of_this = told.iter().filter_map(|told| told.strip_prefix(&format!("log {at}\n'é ")));
+        assert_eq!(of_this.collect::<String>(), format!("{at} a\n{at} b\n"), "{told:?}");
+    }
+}
+
 fn a_log_file_that_is_followed_begins_where_it_ended_when_it_was_noticed(at: Where) {
     let stage = Stage::with(at, &[("work/k.log", "old\n")]);
     let logfile = protocol::command::Logfile { name: "kernel".to_owned(), filename: "k.log".into(), follow: true };
@@ -100,6 +145,29 @@ fn variables_are_set_removed_and_expanded_there(at: Where) {
     });
     let expected = "stdout gone two words <two words> ROOT/work\n";
     assert_eq!(told, [expected, "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"]);
+}
+
+fn a_terminal_has_a_name(at: Where) {
+    let on_a_terminal = |line: &str, env: &[(&str, protocol::command::EnvValue)]| {
+        told(&Stage::new(at), line, |shell| {
+            shell.use_pty = true;
+            shell.env = env.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        })
+    };
+    let said = |text: &str| {
+        [
+            format!("stdout {text}\n"),
+            "rc 0".into(),
+            "header elapsedTime=T\n".into(),
+            "elapsed".into(),
+            "complete None".into(),
+        ]
+    };
+    use protocol::command::EnvValue::{Removed, Text};
+    assert_eq!(on_a_terminal("test -t 1 && echo ${TERM-none}", &[]), said("xterm"));
+    assert_eq!(on_a_terminal("echo ${TERM-none}", &[("TERM", Text("vt100".to_owned()))]), said("vt100"));
+    assert_eq!(on_a_terminal("echo ${TERM-none}", &[("TERM", Removed)]), said("none"));
+    check(at, "echo ${TERM-none}", |_| (), &said("none").each_ref().map(String::as_str));
 }
 
 /// A shell would lose it.
@@ -136,9 +204,13 @@ everywhere! {
     workdirs_and_words_are_any_text
     variables_are_set_removed_and_expanded_there
     a_variable_may_have_any_name
+    a_terminal_has_a_name
     the_workdir_is_made
     programs_are_looked_up_on_the_path_of_the_step
     the_whole_process_group_is_killed
     a_program_that_does_not_exist_fails_with_its_name
     a_log_file_is_shown_from_what_was_written_last_too
+    a_log_file_is_shown_to_its_end_whatever_becomes_of_its_name
+    a_log_file_that_is_cut_short_is_shown_from_its_beginning_again
+    many_log_files_are_shown_to_their_ends
 }
