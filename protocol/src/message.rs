@@ -65,7 +65,9 @@ pub enum Request {
     /// [`Settings::default`].
     Settings(Settings),
     /// All builders of this worker, each with the name of its directory in the worker's base directory. What
-    /// runs at other builders is over. PB alone: a msgpack master makes and removes the directories itself.
+    /// runs at other builders is over. Answered with a list of the names of those that are served, or with nil if that is
+    /// all of them; a master gives the others to other workers. PB alone: a msgpack master makes and removes the directories
+    /// itself.
     BuilderList(Vec<(String, String)>),
     /// A build of a builder begins, so its last one is over. PB alone.
     StartBuild {

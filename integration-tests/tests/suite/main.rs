@@ -1,5 +1,6 @@
 //! All tests with a real master, real machines or the real binary: one program, as each one more takes seconds to link.
 
+mod builders;
 mod check;
 mod check_files;
 mod cli;

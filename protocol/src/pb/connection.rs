@@ -14,6 +14,7 @@ use super::jelly::Jelly;
 use super::login::{Credentials, Refusal};
 use super::message::{self, Message, Remote};
 use crate::message::{Call, CommandId, Incoming, Reply, SeqNumber};
+use crate::value::Value;
 
 /// How many requests of the master may be without an answer. It sends one for each builder at once.
 const MAX_UNANSWERED: usize = 64 * 1024;
@@ -193,7 +194,14 @@ impl Connection {
     pub fn reply(&mut self, seq: SeqNumber, reply: &Reply) {
         let Some(Asked { answer_required, about }) = self.asked.remove(&seq) else { return };
         match (reply, about) {
-            (Ok(_), About::Builders(names)) => self.answer_builders(seq.0, answer_required, names),
+            (Ok(served), About::Builders(mut names)) => {
+                if let Value::List(served) = served {
+                    names.retain(|name| {
+                        served.iter().any(|served| matches!(served, Value::Str(served) if served == name))
+                    });
+                }
+                self.answer_builders(seq.0, answer_required, names);
+            }
             (Ok(value), _) => self.answer(seq.0, answer_required, |encoder| encoder.value(value)),
             (Err(text), About::Start(command_id)) => {
                 self.refuse(seq.0, answer_required, &Failure::of_start(text));

@@ -3,12 +3,16 @@
 use super::style::{Colour, Style};
 use super::table::{self, Cell};
 use crate::control::{
-    CommandStatus, LineState, LooseCommand, Machines, MasterStatus, Printable, SlotStatus, SlotWord, Status,
+    CommandStatus, LineState, LooseCommand, Machines, MasterStatus, Printable, RefusedBuilder, SlotStatus, SlotWord,
+    Status,
 };
 
 /// The page.
 pub(super) fn page(status: &Status, style: Style) -> String {
     let mut lines = vec![worker(status, style), master(&status.master, style)];
+    lines.extend(
+        status.refused_builders.iter().map(|refused| style.paint(&refused_builder(refused), Some(Colour::Red))),
+    );
     lines.extend(machines(&status.machines));
     if !status.slots.is_empty() {
         lines.push(String::new());
@@ -51,6 +55,15 @@ fn master(master: &MasterStatus, style: Style) -> String {
         }
     };
     format!("master {} ({protocol}): {}", printable(address), style.paint(&what, Some(colour)))
+}
+
+fn refused_builder(refused: &RefusedBuilder) -> String {
+    let RefusedBuilder { builder, directory, why } = refused;
+    let (directory, why) = (printable(directory), printable(why));
+    match builder {
+        Some(builder) => format!("builder {} refused: can't make its directory {directory}: {why}", printable(builder)),
+        None => format!("can't make the builder's directory {directory}: {why}"),
+    }
 }
 
 fn machines(machines: &Machines) -> Option<String> {
@@ -223,6 +236,7 @@ mod tests {
                 failure: None,
                 retry_seconds: None,
             },
+            refused_builders: Vec::new(),
             machines: Machines {
                 slots: u16::try_from(slots.len()).expect("they are few"),
                 free: 1,
@@ -333,6 +347,24 @@ waits for vm client  try      vm_start    1 s
             "master ws://master:9990 (msgpack): connecting, without a line for 59 s",
         );
         check(line(LineState::Connected, None, None), "master ws://master:9990 (msgpack): connected for 59 s");
+    }
+
+    #[test]
+    fn a_builder_that_is_refused_is_named() {
+        let refused = |builder: Option<&str>, directory: &str| RefusedBuilder {
+            builder: builder.map(str::to_owned),
+            directory: directory.to_owned(),
+            why: "Permission denied (os error 13)".to_owned(),
+        };
+        let refused_builders = vec![refused(Some("nightly"), "/data/x"), refused(None, "/data/\u{7}")];
+        let page = page(&Status { refused_builders, ..status(Vec::new()) }, Style::PLAIN);
+        assert_eq!(
+            page.lines().skip(2).collect::<Vec<_>>(),
+            [
+                "builder nightly refused: can't make its directory /data/x: Permission denied (os error 13)",
+                "can't make the builder's directory /data/\\u{7}: Permission denied (os error 13)"
+            ]
+        );
     }
 
     #[test]

@@ -71,6 +71,17 @@ pub(crate) async fn run_until(
     conclude(&context, reporter, started, outcome).await;
 }
 
+/// Completes a command that is done.
+pub(crate) async fn confirm(context: Context, reporter: Reporter) {
+    let started = Instant::now();
+    let outcome = context.until_abandoned(async {
+        reporter.update(Update::Rc(0)).await;
+        Ok(())
+    });
+    let outcome = outcome.await;
+    conclude(&context, reporter, started, outcome).await;
+}
+
 async fn carry_out(
     context: &Context,
     command: &Command,

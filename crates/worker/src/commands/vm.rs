@@ -23,18 +23,21 @@ const FAILED: i32 = 1;
 /// The exit status of a command that did not run to its end.
 pub(super) const KILLED: i32 = -1;
 
-/// Runs one VM command of a builder to its completion.
+/// Runs one VM command of a builder to its completion. `roots` are where copies may read and write on the host: the worker's
+/// directory, and those that builders have elsewhere.
 pub(crate) async fn run(
     context: Context,
     command: Command,
     builder: String,
     console_log: Option<String>,
     pool: Pool,
+    roots: Vec<PathBuf>,
     reporter: Reporter,
 ) {
     let started = Instant::now();
     let work = async {
-        let work = Work { context: &context, reporter: &reporter, pool: &pool, builder: &builder, console_log };
+        let (context, reporter, pool) = (&context, &reporter, &pool);
+        let work = Work { context, reporter, pool, roots: &roots, builder: &builder, console_log };
         tokio::select! {
             biased;
             why = context.interrupt.requested() => {
@@ -101,6 +104,7 @@ struct Work<'a> {
     context: &'a Context,
     reporter: &'a Reporter,
     pool: &'a Pool,
+    roots: &'a [PathBuf],
     builder: &'a str,
     console_log: Option<String>,
 }
@@ -166,7 +170,7 @@ impl Work<'_> {
         let machine = self.pool.find(&self.owner(&copy.vm))?;
         machine.tell_span();
         let basedir = &self.context.basedir;
-        let host = |path: &Path| within(basedir, &copy.workdir.join(path));
+        let host = |path: &Path| within(self.roots, &copy.workdir.join(path));
         let guest =
             |path: &Path| crate::place::guest_path(&copy.workdir.join(path), basedir, &machine.image.guest_basedir);
         let options =
@@ -499,17 +503,21 @@ async fn say(reporter: &Reporter, line: String) {
     reporter.hasten().await;
 }
 
-/// A host path of a copy. It has to be in the worker's directory, links followed: what else is on the host is not the
-/// master's to read or write.
-pub(crate) fn within(basedir: &Path, path: &Path) -> Result<PathBuf, VmError> {
-    let outside =
-        || VmError::BadArguments(format!("{} is not in the worker's directory {}", path.display(), basedir.display()));
-    if path.components().any(|part| part == Component::ParentDir) {
-        return Err(VmError::BadArguments(format!("{} has '..' in it, which a copy does not take", path.display())));
+/// A host path of a copy. It has to be in one of the `roots`, the first of which is the worker's directory, links followed:
+/// what else is on the host is not the master's to read or write.
+pub(crate) fn within(roots: &[impl AsRef<Path>], path: &Path) -> Result<PathBuf, VmError> {
+    let outside = || {
+        let basedir = roots.first().map(|root| root.as_ref().display().to_string()).unwrap_or_default();
+        VmError::BadArguments(format!("{} is not in the worker's directory {basedir}", path.display()))
+    };
+    let there = |ancestor: &Path| Some((ancestor.canonicalize().ok()?, path.strip_prefix(ancestor).ok()?.to_owned()));
+    let (existing, missing) = path.ancestors().find_map(there).ok_or_else(outside)?;
+    // In what is there, as in a builder's directory, it leads to where it does.
+    if missing.components().any(|part| part == Component::ParentDir) {
+        return Err(VmError::BadArguments(format!("{} has '..' after what is not there", path.display())));
     }
-    let existing = path.ancestors().find_map(|ancestor| ancestor.canonicalize().ok()).ok_or_else(outside)?;
-    let basedir = basedir.canonicalize().map_err(|_| outside())?;
-    if existing.starts_with(&basedir) { Ok(path.to_owned()) } else { Err(outside()) }
+    let is_in = |root: &Path| root.canonicalize().is_ok_and(|root| existing.starts_with(root));
+    if roots.iter().any(|root| is_in(root.as_ref())) { Ok(path.to_owned()) } else { Err(outside()) }
 }
 
 fn bytes(path: &Path) -> Vec<u8> {
@@ -570,15 +578,30 @@ mod tests {
         std::fs::create_dir_all(basedir.join("builder/build")).unwrap();
         std::os::unix::fs::symlink("/etc", basedir.join("builder/link")).unwrap();
         let check = |path: &str, expected: bool| {
-            assert_eq!(within(&basedir, &basedir.join("builder/build").join(path)).is_ok(), expected, "{path}");
+            assert_eq!(within(&[&basedir], &basedir.join("builder/build").join(path)).is_ok(), expected, "{path}");
         };
         check("new/file", true);
         check(".", true);
-        check("../build", false);
+        check("../build", true);
+        check("../../../file", false);
+        check("new/../file", false);
+        check("new/../../../../file", false);
         check("/etc/passwd", false);
         std::os::unix::fs::symlink("/etc", basedir.join("builder/build/link")).unwrap();
         check("link/passwd", false);
+        check("link/../file", false);
         check("link", false);
+    }
+
+    #[test]
+    fn a_copy_may_go_to_a_builders_directory_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let (basedir, elsewhere) = (directory.path().join("base"), directory.path().join("data/x"));
+        std::fs::create_dir_all(&basedir).unwrap();
+        std::fs::create_dir_all(&elsewhere).unwrap();
+        let roots = [basedir, elsewhere.clone()];
+        assert!(within(&roots, &elsewhere.join("build/file")).is_ok());
+        assert!(within(&roots, &directory.path().join("data/file")).is_err());
     }
 
     #[test]

@@ -32,7 +32,7 @@ pub(crate) use message::{
 };
 pub(crate) use server::Server;
 pub(crate) use status::{
-    CommandStatus, LineState, Login, LooseCommand, Machines, MasterStatus, SlotStatus, SlotWord, Status,
+    CommandStatus, LineState, Login, LooseCommand, Machines, MasterStatus, RefusedBuilder, SlotStatus, SlotWord, Status,
 };
 pub(crate) use talk::{BLOCK, Bytes, Far, Gone, Input, Lines, Question, Talk};
 

@@ -17,6 +17,8 @@ pub(crate) struct Status {
     /// `running`, or what else worker info's `vm_state` says.
     pub state: String,
     pub master: MasterStatus,
+    /// The master's builders that are not served.
+    pub refused_builders: Vec<RefusedBuilder>,
     pub machines: Machines,
     pub slots: Vec<SlotStatus>,
     /// What runs in no slot: on the host, or because it waits for a machine.
@@ -45,6 +47,15 @@ pub(crate) enum LineState {
     Connecting,
     /// The next attempt is waited for.
     Waiting,
+}
+
+/// A builder that is not served, as its directory can't be made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct RefusedBuilder {
+    /// Its name, which a msgpack master does not tell.
+    pub builder: Option<String>,
+    pub directory: String,
+    pub why: String,
 }
 
 /// How many machines there are, as worker info has it.

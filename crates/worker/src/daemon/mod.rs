@@ -33,9 +33,9 @@ use self::reload::Reload;
 pub(crate) use self::signals::keep_back as keep_signals_back;
 use self::signals::{Heard, Signals};
 use self::status::{Outline, RunningCommand};
-use crate::builders::Builders;
+use crate::builders::{Bounds, Builders, Replaced};
 use crate::commands::{self, Context, Interrupt, Interrupter};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::control::{self, Question};
 use crate::core_tasks::{self, CoreTasks, End};
 use crate::host_access;
@@ -260,7 +260,8 @@ struct Running {
 impl Daemon {
     async fn run(mut self) -> anyhow::Result<()> {
         loop {
-            let standing = Standing { state: self.life.name(), commands: self.running.len() };
+            let refused = self.builders.refused().len();
+            let standing = Standing { state: self.life.name(), commands: self.running.len(), refused };
             self.notify.turn(standing);
             let stop = match self.event().await {
                 Event::Signal(signal) => self.signal(signal),
@@ -446,6 +447,7 @@ impl Daemon {
     /// All builds are over for the master, which starts them again: nothing of them is to go on.
     fn line_lost(&mut self) {
         self.link = None;
+        self.builders.forget_refused();
         self.builds.clear();
         self.follower = Follower::default();
         self.abandon_commands();
@@ -463,6 +465,8 @@ impl Daemon {
         match request {
             Request::WorkerInfo => Ok(info::worker_info(&self.config, &self.environment, self.pool_state()).into()),
             Request::Settings(settings) => {
+                // What a 4.3.0 master says first of all when it has another list of builders.
+                self.builders.forget_unnamed();
                 self.settings = Arc::new(settings);
                 Ok(Value::Nil)
             }
@@ -486,7 +490,7 @@ impl Daemon {
 
     fn builder_list(&mut self, list: Vec<(String, String)>) -> Reply {
         let worker = &self.config.worker;
-        let gone = self.builders.replace(list, &worker.basedir).map_err(|error| error.to_string())?;
+        let Replaced { served, gone } = self.builders.replace(list, bounds(worker));
         let leftovers = self.builders.leftovers(&worker.basedir);
         if worker.delete_leftover_dirs {
             // Nobody waits for it.
@@ -501,7 +505,7 @@ impl Daemon {
             self.builds.note_end(&builder);
             self.release(Scope::Builder(&builder), "the builder is gone");
         }
-        Ok(Value::Nil)
+        Ok(Value::List(served.into_iter().map(Value::from).collect()))
     }
 
     /// Stops machines whose build is over.
@@ -543,6 +547,7 @@ impl Daemon {
             started: self.started,
             line: self.contact.read(),
             pool: self.pool_state(),
+            refused: self.builders.refused().to_vec(),
             commands: commands.collect(),
         }
     }
@@ -628,7 +633,7 @@ impl Daemon {
 
     /// Finds out where a command is to run, and makes the future that runs it there.
     fn place(
-        &self,
+        &mut self,
         context: Context,
         invocation: Invocation,
         builder: Option<String>,
@@ -638,14 +643,9 @@ impl Daemon {
         if command.is_about_vms() {
             command.map_paths(|path| context.resolve(path));
             let pool = self.pool.clone();
-            return Box::pin(commands::vm::run(
-                context,
-                command,
-                builder.unwrap_or_default(),
-                console_log,
-                pool,
-                reporter,
-            ));
+            let builder = builder.unwrap_or_default();
+            let roots = self.copy_roots();
+            return Box::pin(commands::vm::run(context, command, builder, console_log, pool, roots, reporter));
         }
         let machine = match placement {
             Placement::Host => Ok(None),
@@ -659,6 +659,12 @@ impl Daemon {
             Err(error) => Box::pin(commands::vm::refuse(context, error, reporter)),
             Ok(None) => {
                 command.map_paths(|path| context.resolve(path));
+                if let (None, Command::Mkdir(paths)) = (&builder, &command) {
+                    // A msgpack master makes the directories of all builders in one command, before it gives any of them to
+                    // this worker, and gives none if it fails. Whose can't be made finds out when a build wants it.
+                    self.builders.make_unnamed(&paths.0, bounds(&self.config.worker));
+                    return Box::pin(commands::confirm(context, reporter));
+                }
                 if !self.config.worker.host_commands
                     && !host_access::keeps_house(builder.as_deref(), &command, &context.basedir)
                 {
@@ -667,8 +673,23 @@ impl Daemon {
                 let host: Arc<dyn Place> = Arc::clone(&self.host) as Arc<dyn Place>;
                 Box::pin(commands::run(context, command, host, reporter))
             }
-            Ok(Some(machine)) => Box::pin(run_in_guest(context, command, machine, console_log, reporter)),
+            Ok(Some(machine)) => {
+                let elsewhere = self.builder_dirs_elsewhere().map(Path::to_owned).collect();
+                Box::pin(run_in_guest(context, command, machine, elsewhere, console_log, reporter))
+            }
         }
+    }
+
+    /// The builders' directories that are not in the worker's.
+    fn builder_dirs_elsewhere(&self) -> impl Iterator<Item = &Path> {
+        self.builders.directories().filter(|path| !path.starts_with(&self.config.worker.basedir))
+    }
+
+    /// Where copies may read and write on the host.
+    fn copy_roots(&self) -> Vec<PathBuf> {
+        let worker = &self.config.worker;
+        let elsewhere = self.builder_dirs_elsewhere().filter(|_| worker.host_commands);
+        std::iter::once(worker.basedir.as_path()).chain(elsewhere).map(Path::to_owned).collect()
     }
 
     /// Ends the worker: what runs is given up so that the master runs it again, and every machine is stopped.
@@ -731,10 +752,13 @@ async fn next_question(control: &mut Option<control::Server>) -> Question {
     }
 }
 
+/// Runs a command in a machine's guest. `elsewhere` are the builders' directories that are not in the worker's: they have the
+/// same paths in both.
 async fn run_in_guest(
     mut context: Context,
     mut command: Command,
     machine: Arc<Machine>,
+    elsewhere: Vec<PathBuf>,
     console_log: Option<String>,
     reporter: Reporter,
 ) {
@@ -743,7 +767,8 @@ async fn run_in_guest(
     let mut builder_dirs = BTreeSet::new();
     command.map_paths(|path| {
         let path = context.resolve(path);
-        builder_dirs.extend(builder_dir_of(&path, &basedir));
+        let own = elsewhere.iter().find(|directory| path.starts_with(directory));
+        builder_dirs.extend(own.cloned().or_else(|| builder_dir_of(&path, &basedir)));
         guest_path(&path, &basedir, &machine.image.guest_basedir)
     });
     // Where commands run that name no directory, such as the `rm` of `rmdir`.
@@ -772,18 +797,34 @@ async fn run_in_guest(
     }
 }
 
+/// Where builders may have their directories.
+fn bounds(worker: &config::Worker) -> Bounds<'_> {
+    Bounds { basedir: &worker.basedir, host: worker.host_commands }
+}
+
 /// Whether a command makes a directory itself, as a program's workdir is made with its parents.
 fn makes(command: &Command, directory: &Path) -> bool {
     matches!(command, Command::Shell(shell) if shell.workdir.starts_with(directory))
 }
 
-/// The builder's directory that a path of the host is in: the first below the base directory. Over MessagePack nothing else
-/// tells which these are.
+/// The builder's directory that a path of the host is in: the first below the base directory, and what leads to it if that is
+/// said by a detour (`up/../norm`). Over MessagePack nothing else tells which these are.
 fn builder_dir_of(path: &Path, basedir: &Path) -> Option<PathBuf> {
-    match path.strip_prefix(basedir).ok()?.components().next()? {
-        Component::Normal(name) => Some(name.into()),
-        _ => None,
+    let mut components = path.strip_prefix(basedir).ok()?.components().peekable();
+    let mut directory = PathBuf::new();
+    let mut depth = 0_usize;
+    while let Some(component) = components.next() {
+        directory.push(component);
+        match component {
+            Component::Normal(_) => depth += 1,
+            Component::ParentDir => depth = depth.checked_sub(1)?,
+            _ => {}
+        }
+        if depth == 1 && components.peek() != Some(&Component::ParentDir) {
+            return Some(directory);
+        }
     }
+    None
 }
 
 /// The number of a build that is over and its builder, if that is what the master prints. A master tells of the end of a
@@ -838,6 +879,8 @@ mod tests {
         check("/srv/w/b", Some("b"));
         check("/srv/w", None);
         check("/srv/w/../x", None);
+        check("/srv/w/up/../norm/build/f", Some("up/../norm"));
+        check("/srv/w/up/../../x", None);
         check("/srv/work/b", None);
         check("/tmp", None);
     }

@@ -3,7 +3,10 @@
 use protocol::command::Name;
 use tokio::time::Instant;
 
-use crate::control::{CommandStatus, LineState, LooseCommand, Machines, MasterStatus, SlotStatus, SlotWord, Status};
+use crate::builders::Refused;
+use crate::control::{
+    CommandStatus, LineState, LooseCommand, Machines, MasterStatus, RefusedBuilder, SlotStatus, SlotWord, Status,
+};
 use crate::info::PoolState;
 use crate::master::{Phase, Reading};
 use crate::pool::{Occupant, Pool, SlotReport, SlotState};
@@ -18,6 +21,7 @@ pub(super) struct Outline {
     pub started: Instant,
     pub line: Reading,
     pub pool: PoolState,
+    pub refused: Vec<Refused>,
     pub commands: Vec<RunningCommand>,
 }
 
@@ -67,6 +71,7 @@ fn look(outline: &Outline, pool: &Pool) -> Status {
         uptime_seconds: outline.started.elapsed().as_secs_f64(),
         state: state.to_owned(),
         master: master_status(outline),
+        refused_builders: outline.refused.iter().map(refused_builder).collect(),
         machines: Machines { slots, free, warm, held, waiting, waits_for: pool.first_wait() },
         slots: reports.iter().map(|report| slot_status(report, &outline.commands)).collect(),
         commands: loose
@@ -77,6 +82,11 @@ fn look(outline: &Outline, pool: &Pool) -> Status {
             })
             .collect(),
     }
+}
+
+fn refused_builder(refused: &Refused) -> RefusedBuilder {
+    let Refused { builder, directory, why } = refused;
+    RefusedBuilder { builder: builder.clone(), directory: directory.display().to_string(), why: why.clone() }
 }
 
 fn master_status(outline: &Outline) -> MasterStatus {

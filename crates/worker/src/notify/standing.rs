@@ -14,6 +14,8 @@ pub(crate) struct Standing {
     pub state: &'static str,
     /// How many commands run.
     pub commands: usize,
+    /// How many of the master's builders are not served.
+    pub refused: usize,
 }
 
 /// The line to the master.
@@ -45,6 +47,11 @@ impl Standing {
             Link::LoggingIn => write!(line, "logging in at {master}"),
             Link::Up => write!(line, "connected to {master}"),
             Link::Down { why } => write!(line, "not connected to {master}: {why}"),
+        };
+        let _ = match self.refused {
+            0 => Ok(()),
+            1 => write!(line, "; 1 builder refused"),
+            refused => write!(line, "; {refused} builders refused"),
         };
         let _ = match self.commands {
             0 => Ok(()),
@@ -83,7 +90,7 @@ mod tests {
     #[test]
     fn the_status_says_what_matters() {
         let check = |state, link: Link, commands, census, expected: &str| {
-            assert_eq!(Standing { state, commands }.line("pb://m:9989", &link, &census), expected);
+            assert_eq!(Standing { state, commands, refused: 0 }.line("pb://m:9989", &link, &census), expected);
         };
         let none = || slots(0, 0, 0, 0);
         let down = Link::Down { why: "no answer".to_owned() };
@@ -107,6 +114,15 @@ mod tests {
             slots(4, 2, 0, 0),
             "draining; connected to pb://m:9989; 3 commands run; 2 of 4 slots in use",
         );
+    }
+
+    #[test]
+    fn builders_that_are_refused_are_counted() {
+        let line = |refused| {
+            Standing { state: "running", commands: 0, refused }.line("pb://m:9989", &Link::Up, &slots(0, 0, 0, 0))
+        };
+        assert_eq!(line(1), "connected to pb://m:9989; 1 builder refused");
+        assert_eq!(line(2), "connected to pb://m:9989; 2 builders refused");
     }
 
     #[test]

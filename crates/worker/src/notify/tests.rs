@@ -39,14 +39,14 @@ impl Scene {
     }
 
     fn turn(&mut self, commands: usize) {
-        self.telling.turn(Standing { state: "running", commands });
+        self.telling.turn(Standing { state: "running", commands, refused: 0 });
     }
 
     /// Takes turns as the main loop does, for some time.
     async fn run(&mut self, state: &'static str, time: Duration) {
         let end = Instant::now() + time;
         while tokio::time::timeout_at(end, self.telling.due()).await.is_ok() {
-            self.telling.turn(Standing { state, commands: 0 });
+            self.telling.turn(Standing { state, commands: 0, refused: 0 });
         }
     }
 
@@ -74,9 +74,9 @@ async fn end_of_a_reload_says_so_again() {
     let said = Arc::clone(&scene.said);
     let mut notifier = Notifier(Some(scene.telling));
     notifier.reloading();
-    notifier.turn(Standing { state: "running", commands: 0 });
+    notifier.turn(Standing { state: "running", commands: 0, refused: 0 });
     notifier.reloaded();
-    notifier.turn(Standing { state: "running", commands: 0 });
+    notifier.turn(Standing { state: "running", commands: 0, refused: 0 });
     let said = said.lock().unwrap_or_else(PoisonError::into_inner);
     let [reloading, ready] = &said[..] else { panic!("{said:?}") };
     assert!(reloading.starts_with("RELOADING=1 MONOTONIC_USEC="), "{reloading}");
@@ -133,7 +133,7 @@ async fn drain_is_given_time() {
     let mut scene = Scene::new();
     scene.telling.watchdog = None;
     scene.turn(0);
-    scene.telling.turn(Standing { state: "draining", commands: 0 });
+    scene.telling.turn(Standing { state: "draining", commands: 0, refused: 0 });
     scene.said();
     scene.run("draining", DRAIN_PAUSE * 3 - DRAIN_PAUSE / 2).await;
     let extensions = scene.said().into_iter().filter(|said| said == "EXTEND_TIMEOUT_USEC=60000000").count();

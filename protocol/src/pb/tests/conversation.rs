@@ -56,6 +56,10 @@ fn logged_in() -> Connection {
 
 /// What the worker answers to a list of builders.
 fn set_builders(connection: &mut Connection, request: u64, names: &[&str]) -> Vec<Json> {
+    set_builders_of_which(connection, request, names, Value::Nil)
+}
+
+fn set_builders_of_which(connection: &mut Connection, request: u64, names: &[&str], served: Value) -> Vec<Json> {
     let pairs = names.iter().map(|name| json!(["tuple", text(name), text(name)]));
     let list: Vec<_> = [json!("list")].into_iter().chain(pairs).collect();
     let wanted = names.iter().map(|name| ((*name).to_owned(), (*name).to_owned())).collect();
@@ -64,7 +68,7 @@ fn set_builders(connection: &mut Connection, request: u64, names: &[&str]) -> Ve
         [Event::Incoming(Incoming::Request { seq: SeqNumber(request), request: Request::BuilderList(wanted) })]
     );
     connection.take_output();
-    connection.reply(SeqNumber(request), &Ok(Value::Nil));
+    connection.reply(SeqNumber(request), &Ok(served));
     said(connection)
 }
 
@@ -287,6 +291,14 @@ fn builders_keep_their_numbers_until_the_master_has_given_them_up() {
     );
     connection.take_output();
     assert_eq!(set_builders(&mut connection, 5, &["b"]), [json!(["answer", 5, builders(&[("b", 5)])])]);
+}
+
+#[test]
+fn a_builder_that_is_not_served_gets_no_reference() {
+    let mut connection = logged_in();
+    let served = Value::List(vec!["b".into()]);
+    let answer = json!(["answer", 3, ["dictionary", [text("b"), ["remote", 3]]]]);
+    assert_eq!(set_builders_of_which(&mut connection, 3, &["c", "b"], served), [answer]);
 }
 
 #[test]
