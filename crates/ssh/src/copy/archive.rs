@@ -11,8 +11,8 @@ use super::error::CopyError;
 
 pub(super) const BLOCK: usize = 512;
 
-/// The longest path or link target that is taken, in bytes; Linux's PATH_MAX is 4096.
-const MAX_NAME: u64 = 8 * 1024;
+/// The longest name or pax header that is taken, in bytes; Linux's PATH_MAX is 4096, and a pax header may hold two paths.
+const MAX_NAME: u64 = 16 * 1024;
 
 /// The most extension headers one entry may have: a long name, a long link, a pax header.
 const MAX_EXTENSIONS: usize = 4;
@@ -25,8 +25,17 @@ pub(super) struct Entry {
     pub path: Vec<u8>,
     /// The permission bits, of which only 0o777 are ever used.
     pub mode: u32,
-    /// The modification time in seconds since 1970.
-    pub mtime: u64,
+    /// The modification time.
+    pub mtime: Time,
+}
+
+/// A moment, as a file system has it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Time {
+    /// Since 1970; negative before.
+    pub seconds: i64,
+    /// And so many after that.
+    pub nanoseconds: u32,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -57,7 +66,7 @@ pub(super) fn write(to: &mut impl Write, entry: &Entry) -> io::Result<()> {
         Kind::Hardlink { target } => (EntryType::Link, 0, target),
         Kind::Special { what } => return Err(io::Error::other(format!("no archive holds a {what}"))),
     };
-    let mut header = header(kind, entry.mode & 0o777, entry.mtime, size);
+    let mut header = header(kind, entry.mode & 0o777, entry.mtime.seconds, size);
     let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("not a GNU header")) };
     let (name_field, link_field) = (gnu.name.len(), gnu.linkname.len());
     fill(&mut gnu.name, &entry.path);
@@ -68,19 +77,80 @@ pub(super) fn write(to: &mut impl Write, entry: &Entry) -> io::Result<()> {
     if link.len() > link_field {
         long(to, EntryType::GNULongLink, link)?;
     }
+    if entry.mtime.nanoseconds > 0 {
+        // GNU tar knows it; busybox's passes it by, and keeps the second.
+        extension(to, EntryType::XHeader, b"./PaxHeaders/mtime", &pax_record("mtime", &entry.mtime.to_string()))?;
+    }
     header.set_cksum();
     to.write_all(header.as_bytes())
 }
 
-fn header(kind: EntryType, mode: u32, mtime: u64, size: u64) -> Header {
+/// A record of a pax header: its own length in digits, which count, a key and a value.
+fn pax_record(key: &str, value: &str) -> Vec<u8> {
+    let rest = format!(" {key}={value}\n");
+    let mut length = rest.len();
+    while length.to_string().len() + rest.len() != length {
+        length = length.to_string().len() + rest.len();
+    }
+    format!("{length}{rest}").into_bytes()
+}
+
+impl std::fmt::Display for Time {
+    /// As pax headers have it: a decimal number.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.seconds, self.nanoseconds) {
+            (seconds, nanoseconds) if seconds < 0 && nanoseconds > 0 => {
+                write!(f, "-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds)
+            }
+            (seconds, nanoseconds) => write!(f, "{seconds}.{nanoseconds:09}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Time {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<Self, ()> {
+        let (sign, number) = text.strip_prefix('-').map_or((1, text), |number| (-1, number));
+        let (seconds, fraction) = number.split_once('.').unwrap_or((number, ""));
+        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        if !digits(seconds) || !digits(fraction) {
+            return Err(());
+        }
+        let seconds = seconds.parse::<i64>().map_err(|_| ())?;
+        let mut nanoseconds = 0;
+        for place in 0..9 {
+            nanoseconds = nanoseconds * 10 + fraction.as_bytes().get(place).map_or(0, |digit| u32::from(digit - b'0'));
+        }
+        Ok(match (sign, nanoseconds) {
+            (1, _) => Time { seconds, nanoseconds },
+            (_, 0) => Time { seconds: -seconds, nanoseconds },
+            _ => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
+        })
+    }
+}
+
+fn header(kind: EntryType, mode: u32, mtime: i64, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
-    header.set_mtime(mtime);
+    set_mtime(&mut header, mtime);
     header.set_size(size);
     header.set_uid(0);
     header.set_gid(0);
     header
+}
+
+/// Before 1970 it is a binary number with all bits above set, as both tars have it.
+fn set_mtime(header: &mut Header, mtime: i64) {
+    match u64::try_from(mtime) {
+        Ok(mtime) => header.set_mtime(mtime),
+        Err(_) => {
+            let field = &mut header.as_old_mut().mtime;
+            field.fill(0xff);
+            field[4..].copy_from_slice(&mtime.to_be_bytes());
+        }
+    }
 }
 
 fn fill(field: &mut [u8], bytes: &[u8]) {
@@ -90,15 +160,19 @@ fn fill(field: &mut [u8], bytes: &[u8]) {
 
 /// Writes a name too long for its field as an entry of its own, ended by a NUL byte.
 fn long(to: &mut impl Write, kind: EntryType, name: &[u8]) -> io::Result<()> {
-    let size = name.len() as u64 + 1;
+    extension(to, kind, b"././@LongLink", &[name, &[0]].concat())
+}
+
+/// Writes something more about the entry that follows.
+fn extension(to: &mut impl Write, kind: EntryType, name: &[u8], contents: &[u8]) -> io::Result<()> {
+    let size = contents.len() as u64;
     let mut header = header(kind, 0, 0, size);
     if let Some(gnu) = header.as_gnu_mut() {
-        fill(&mut gnu.name, b"././@LongLink");
+        fill(&mut gnu.name, name);
     }
     header.set_cksum();
     to.write_all(header.as_bytes())?;
-    to.write_all(name)?;
-    to.write_all(&[0])?;
+    to.write_all(contents)?;
     to.write_all(padding(size))
 }
 
@@ -119,25 +193,21 @@ pub(super) fn write_end(to: &mut impl Write) -> io::Result<()> {
 ///
 /// A file's contents and padding must be read before the next call.
 pub(super) fn read(from: &mut impl Read) -> Result<Option<Entry>, CopyError> {
-    let (mut path, mut link) = (None, None);
+    let mut more = Extended::default();
     for _ in 0..=MAX_EXTENSIONS {
         let Some(header) = read_header(from)? else {
-            return match (path, link) {
-                (None, None) => Ok(None),
-                _ => Err(hostile("it ends after an extension header")),
+            return match more == Extended::default() {
+                true => Ok(None),
+                false => Err(hostile("it ends after an extension header")),
             };
         };
         let size = header.entry_size().map_err(|_| hostile("a size is no number"))?;
         match header.entry_type() {
-            EntryType::GNULongName => path = Some(read_name(from, size)?),
-            EntryType::GNULongLink => link = Some(read_name(from, size)?),
-            EntryType::XHeader => read_pax(from, size, &mut path, &mut link)?,
+            EntryType::GNULongName => more.path = Some(read_name(from, size)?),
+            EntryType::GNULongLink => more.link = Some(read_name(from, size)?),
+            EntryType::XHeader => more.read_pax(&read_small(from, size)?)?,
             EntryType::XGlobalHeader => drop(read_small(from, size)?),
-            kind => {
-                let path = path.unwrap_or_else(|| header.path_bytes().into_owned());
-                let link = link.or_else(|| header.link_name_bytes().map(|link| link.into_owned()));
-                return entry(&header, kind, size, path, link.unwrap_or_default()).map(Some);
-            }
+            kind => return entry(&header, kind, more.size.unwrap_or(size), more).map(Some),
         }
     }
     Err(hostile("an entry has too many extension headers"))
@@ -172,7 +242,18 @@ fn read_header(from: &mut impl Read) -> Result<Option<Header>, CopyError> {
     }
 }
 
-fn entry(header: &Header, kind: EntryType, size: u64, path: Vec<u8>, link: Vec<u8>) -> Result<Entry, CopyError> {
+/// What extension headers say of the entry that follows.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Extended {
+    path: Option<Vec<u8>>,
+    link: Option<Vec<u8>>,
+    size: Option<u64>,
+    mtime: Option<Time>,
+}
+
+fn entry(header: &Header, kind: EntryType, size: u64, more: Extended) -> Result<Entry, CopyError> {
+    let path = more.path.unwrap_or_else(|| header.path_bytes().into_owned());
+    let link = more.link.or_else(|| header.link_name_bytes().map(|link| link.into_owned())).unwrap_or_default();
     let kind = match kind {
         EntryType::Regular | EntryType::Continuous => Kind::File { size },
         EntryType::Directory => Kind::Directory,
@@ -187,7 +268,13 @@ fn entry(header: &Header, kind: EntryType, size: u64, path: Vec<u8>, link: Vec<u
         return Err(hostile("an entry without contents has a size"));
     }
     let mode = header.mode().map_err(|_| hostile("a mode is no number"))? & 0o777;
-    let mtime = header.mtime().map_err(|_| hostile("a time is no number"))?;
+    let mtime = match more.mtime {
+        Some(mtime) => mtime,
+        // One before 1970 is read as if it had no sign.
+        None => {
+            Time { seconds: header.mtime().map_err(|_| hostile("a time is no number"))?.cast_signed(), nanoseconds: 0 }
+        }
+    };
     Ok(Entry { kind, path, mode, mtime })
 }
 
@@ -211,23 +298,27 @@ fn read_name(from: &mut impl Read, size: u64) -> Result<Vec<u8>, CopyError> {
     Ok(name)
 }
 
-fn read_pax(
-    from: &mut impl Read,
-    size: u64,
-    path: &mut Option<Vec<u8>>,
-    link: &mut Option<Vec<u8>>,
-) -> Result<(), CopyError> {
-    let contents = read_small(from, size)?;
-    for extension in PaxExtensions::new(&contents) {
-        let extension = extension.map_err(|_| hostile("a pax header is malformed"))?;
-        match extension.key_bytes() {
-            b"path" => *path = Some(extension.value_bytes().to_vec()),
-            b"linkpath" => *link = Some(extension.value_bytes().to_vec()),
-            b"size" => return Err(hostile("a size is in a pax header, which is not supported")),
-            _ => {}
+impl Extended {
+    fn read_pax(&mut self, contents: &[u8]) -> Result<(), CopyError> {
+        for extension in PaxExtensions::new(contents) {
+            let extension = extension.map_err(|_| hostile("a pax header is malformed"))?;
+            let text = || extension.value().ok();
+            match extension.key_bytes() {
+                b"path" => self.path = Some(extension.value_bytes().to_vec()),
+                b"linkpath" => self.link = Some(extension.value_bytes().to_vec()),
+                b"size" => {
+                    let size = text().and_then(|text| text.parse().ok());
+                    self.size = Some(size.ok_or_else(|| hostile("a size is no number"))?);
+                }
+                b"mtime" => {
+                    let mtime = text().and_then(|text| text.parse().ok());
+                    self.mtime = Some(mtime.ok_or_else(|| hostile("a time is no number"))?);
+                }
+                _ => {}
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 fn hostile(why: &str) -> CopyError {
@@ -241,7 +332,12 @@ mod tests {
     use super::*;
 
     fn file(path: &[u8], size: u64) -> Entry {
-        Entry { kind: Kind::File { size }, path: path.to_vec(), mode: 0o640, mtime: 1_234_567_890 }
+        Entry {
+            kind: Kind::File { size },
+            path: path.to_vec(),
+            mode: 0o640,
+            mtime: Time { seconds: 1_234_567_890, nanoseconds: 0 },
+        }
     }
 
     fn written(entries: &[Entry]) -> Vec<u8> {
@@ -266,7 +362,7 @@ mod tests {
         check_hostile(&good[..100], "it ends within a header");
         let mut huge = header(EntryType::GNULongName, 0, 0, 1 << 40);
         huge.set_cksum();
-        check_hostile(huge.as_bytes(), "a name is longer than 8192 bytes");
+        check_hostile(huge.as_bytes(), "a name is longer than 16384 bytes");
         let mut odd = header(EntryType::new(b'Q'), 0, 0, 0);
         odd.set_cksum();
         check_hostile(odd.as_bytes(), "an entry has type 'Q'");
@@ -283,6 +379,33 @@ mod tests {
     }
 
     #[test]
+    fn a_time_is_a_decimal_number() {
+        let check = |seconds, nanoseconds, text: &str| {
+            let time = Time { seconds, nanoseconds };
+            assert_eq!((time.to_string().as_str(), text.parse()), (text, Ok(time)));
+        };
+        check(0, 0, "0.000000000");
+        check(12, 345_000_000, "12.345000000");
+        check(-1, 999_999_999, "-0.000000001");
+        check(-1000, 0, "-1000.000000000");
+        check(-1001, 750_000_000, "-1000.250000000");
+        assert_eq!("7".parse(), Ok(Time { seconds: 7, nanoseconds: 0 }));
+        assert_eq!("7.12345678999".parse(), Ok(Time { seconds: 7, nanoseconds: 123_456_789 }));
+        for bad in ["+1", "x", "1.x", "--1", "99999999999999999999"] {
+            assert_eq!(bad.parse::<Time>(), Err(()), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_size_may_be_in_a_pax_header() {
+        let mut bytes = Vec::new();
+        extension(&mut bytes, EntryType::XHeader, b"x", &pax_record("size", &(1u64 << 40).to_string()))
+            .expect("writing to memory");
+        bytes.extend(written(&[file(b"huge", 0)]));
+        assert_eq!(read(&mut &bytes[..]), Ok(Some(file(b"huge", 1 << 40))));
+    }
+
+    #[test]
     fn sizes_beyond_eight_gigabytes_survive() {
         let entry = file(b"huge", 1 << 40);
         assert_eq!(read(&mut &written(std::slice::from_ref(&entry))[..]), Ok(Some(entry)));
@@ -294,8 +417,10 @@ mod tests {
             path in prop::collection::vec(1u8.., 1..400),
             target in prop::collection::vec(1u8.., 1..400),
             mode in 0u32..0o1000,
-            mtime in 0u64..1 << 40,
+            seconds in -1i64 << 40..1 << 40,
+            nanoseconds in 0u32..1_000_000_000,
         ) {
+            let mtime = Time { seconds, nanoseconds };
             let entries = [
                 Entry { kind: Kind::File { size: 0 }, path: path.clone(), mode, mtime },
                 Entry { kind: Kind::Directory, path: path.clone(), mode, mtime },

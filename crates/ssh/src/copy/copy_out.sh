@@ -9,6 +9,9 @@ fail() {
     exit 3
 }
 
+# GNU tar tells times to the nanosecond in this format only. Busybox's does not know the variable, nor such times.
+TAR_OPTIONS=--format=posix\ --pax-option=delete=atime,delete=ctime
+export TAR_OPTIONS
 if [ -d "$from" ]; then
     [ "$recursive" ] || fail is-directory
     cd -- "$from" || fail other

@@ -28,9 +28,10 @@ pub(crate) use outward::copy_out;
 pub struct CopyOptions {
     /// Whether the source may be a directory.
     pub recursive: bool,
-    /// Whether modification times (to the second) and permission bits are kept; otherwise times are new and permissions
-    /// are the source's less the umask. A guest's busybox tar loses the times of directories that hold links leading out
-    /// of the copied tree. Owners, setuid, setgid and sticky bits are never kept.
+    /// Whether modification times and permission bits are kept; otherwise times are new and permissions are the source's
+    /// less the umask. A guest's busybox tar knows seconds alone, takes those before 1970 for 1970 on their way out, and loses
+    /// the times of directories that hold links leading out of the copied tree or a file's further names. Names of one file
+    /// stay so. Owners, setuid, setgid and sticky bits are never kept.
     pub preserve: bool,
     /// What ends the copy as too much.
     pub limits: Limits,

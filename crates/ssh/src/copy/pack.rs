@@ -1,5 +1,6 @@
 //! The host's end of a copy in: a file or tree becomes a tar stream.
 
+use std::collections::HashMap;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
@@ -8,12 +9,15 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::archive::{self, Entry, Kind};
+use super::archive::{self, Entry, Kind, Time};
 use super::error::{CopyError, Side};
 use super::{Copied, Tally};
 
 /// How much of a file is read at once, in bytes.
 const READ: usize = 256 * 1024;
+
+/// Of how many files with several names the first name is remembered; the others are copied as files of their own.
+const MAX_LINKED: usize = 64 * 1024;
 
 /// How a stream is laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,7 +30,7 @@ pub(super) enum Layout {
 
 /// Writes a source as a tar stream. The source's own last link is followed, links below it are not.
 pub(super) fn pack(source: &Path, layout: Layout, tally: &mut Tally, to: impl Write) -> Result<(), CopyError> {
-    let mut pack = Pack { to, tally, buffer: vec![0; READ] };
+    let mut pack = Pack { to, tally, buffer: vec![0; READ], linked: HashMap::new() };
     let metadata = fs::metadata(source).map_err(|error| CopyError::host("read", source, &error))?;
     match (layout, metadata.is_dir()) {
         (Layout::Contents, _) => pack.tree(source, Vec::new(), &metadata)?,
@@ -34,7 +38,7 @@ pub(super) fn pack(source: &Path, layout: Layout, tally: &mut Tally, to: impl Wr
         (Layout::Whole, false) => pack.file(source, b"data", &metadata)?,
     }
     if layout == Layout::Whole {
-        pack.head(&Entry { kind: Kind::File { size: 0 }, path: b"end".to_vec(), mode: 0o600, mtime: 0 })?;
+        pack.head(&Entry { kind: Kind::File { size: 0 }, path: b"end".to_vec(), mode: 0o600, mtime: Time::default() })?;
     }
     archive::write_end(&mut pack.to).map_err(|_| cut())
 }
@@ -48,6 +52,8 @@ struct Pack<'a, W> {
     to: W,
     tally: &'a mut Tally,
     buffer: Vec<u8>,
+    /// Where files that have several names are in the stream, by device and inode.
+    linked: HashMap<(u64, u64), Vec<u8>>,
 }
 
 /// What is left to do in a tree.
@@ -146,6 +152,17 @@ impl<W: Write> Pack<'_, W> {
             return Err(changed(host));
         }
         self.tally.entry()?;
+        if metadata.nlink() > 1 {
+            let identity = (metadata.dev(), metadata.ino());
+            if let Some(first) = self.linked.get(&identity) {
+                self.tally.file(0)?;
+                let kind = Kind::Hardlink { target: first.clone() };
+                return self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) });
+            }
+            if self.linked.len() < MAX_LINKED {
+                self.linked.insert(identity, path.to_vec());
+            }
+        }
         self.tally.file(metadata.len())?;
         let kind = Kind::File { size: metadata.len() };
         self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) })?;
@@ -177,9 +194,8 @@ fn changed(host: &Path) -> CopyError {
     CopyError::Changed { side: Side::Host, path: host.display().to_string() }
 }
 
-/// Tar has no times before 1970.
-fn mtime(metadata: &Metadata) -> u64 {
-    metadata.mtime().try_into().unwrap_or(0)
+fn mtime(metadata: &Metadata) -> Time {
+    Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) }
 }
 
 /// Packs with its own count, and returns it.

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::archive::{self, BLOCK, Entry, Kind};
+use super::archive::{self, BLOCK, Entry, Kind, Time};
 use super::error::{CopyError, Side};
 use super::{Copied, Tally};
 use crate::launch;
@@ -74,7 +74,7 @@ struct Unpack<'a> {
     /// The name under which a file is written before it has its own.
     temporary: PathBuf,
     /// Directories whose mode and time must wait until nothing is written into them any more.
-    directories: Vec<(PathBuf, u32, u64)>,
+    directories: Vec<(PathBuf, u32, Time)>,
     tally: Tally,
     buffer: Vec<u8>,
 }
@@ -307,8 +307,8 @@ impl Unpack<'_> {
     }
 }
 
-fn times(mtime: u64) -> Timestamps {
-    let time = Timespec { tv_sec: mtime.try_into().unwrap_or(i64::MAX), tv_nsec: 0 };
+fn times(mtime: Time) -> Timestamps {
+    let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
     Timestamps { last_access: time, last_modification: time }
 }
 
@@ -345,8 +345,11 @@ mod tests {
 
     const LIMITS: Limits = Limits { bytes: 1000, entries: 10 };
 
+    /// Before 1970, and not at the beginning of a second.
+    const MTIME: Time = Time { seconds: -1000, nanoseconds: 123_456_789 };
+
     fn entry(kind: Kind, path: &str) -> Entry {
-        Entry { kind, path: path.as_bytes().to_vec(), mode: 0o755, mtime: 1_000_000_000 }
+        Entry { kind, path: path.as_bytes().to_vec(), mode: 0o755, mtime: MTIME }
     }
 
     fn dir(path: &str) -> Entry {
@@ -427,7 +430,7 @@ mod tests {
         let outer = tempfile::tempdir().expect("make a directory");
         let bytes = archive(&[file("a")]);
         let destination = Destination { root: outer.path().to_owned(), live: true, preserve: true };
-        let error = unpack(&bytes[..BLOCK + 2], &destination, Tally::new(LIMITS));
+        let error = unpack(&bytes[..3 * BLOCK + 2], &destination, Tally::new(LIMITS));
         assert_eq!(error, Err(hostile("it ends within a file".to_owned())));
         assert_eq!(std::fs::read_dir(outer.path()).expect("list").count(), 0);
     }
@@ -454,7 +457,8 @@ mod tests {
             let stat = |path: &str| std::fs::symlink_metadata(root.join(path)).expect("stat");
             assert_eq!((stat("d/setuid").mode() & 0o7777, stat("r").mode() & 0o7777), (0o755, 0o555));
             for path in ["d", "d/setuid", "r", "r/f", "l"] {
-                assert_eq!(stat(path).mtime(), 1_000_000_000, "{path}");
+                let mtime = (stat(path).mtime(), stat(path).mtime_nsec());
+                assert_eq!(mtime, (MTIME.seconds, MTIME.nanoseconds.into()), "{path}");
             }
             assert_eq!(stat("h").ino(), stat("d/setuid").ino());
             assert_eq!(std::fs::read_link(root.join("l")).expect("a link"), Path::new("d/none"));

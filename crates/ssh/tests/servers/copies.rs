@@ -111,6 +111,44 @@ async fn a_tree_comes_back_as_it_went() {
     }
 }
 
+#[tokio::test]
+async fn exact_times_and_the_names_of_one_file_survive_both_ways() {
+    for kind in ALL {
+        let server = Server::start(kind);
+        let session = server.session().await;
+        let (source, guest, back) = (server.path("source"), server.path("guest"), server.path("back"));
+        fs::create_dir_all(source.join("sub")).expect("make a directory");
+        fs::write(source.join("a"), "text").expect("write");
+        fs::hard_link(source.join("a"), source.join("sub/b")).expect("link");
+        for (name, before) in [("a", 1_000_250), ("sub", 2_000_500)] {
+            let time = std::time::UNIX_EPOCH - Duration::from_millis(before);
+            File::open(source.join(name)).and_then(|file| file.set_modified(time)).expect("set time");
+        }
+        let look = |top: &Path| {
+            let stat = |name: &str| top.join(name).metadata().expect("stat");
+            // Busybox's tar makes a file's further names last, after it has set the times of directories.
+            let timed = if kind == Kind::Busybox { ["a", "a"] } else { ["a", "sub"] };
+            let times = timed.map(|name| (stat(name).mtime(), stat(name).mtime_nsec()));
+            (times, stat("a").ino() == stat("sub/b").ino())
+        };
+        let exact = [(-1001, 750_000_000), (-2001, 500_000_000)];
+        // All that busybox's tar knows of times.
+        let (seconds, zero) = ([(-1001, 0); 2], [(0, 0); 2]);
+        let (there, here) = if kind == Kind::Busybox { (seconds, zero) } else { (exact, exact) };
+        // At first the destination is new, then it is there and merged with.
+        for _ in 0..2 {
+            let copied =
+                session.copy_in(&source.join("."), bytes(&guest), &CopyOptions::default()).await.expect("copied");
+            assert_eq!((copied.files, copied.bytes), (2, 4), "{kind:?}");
+            assert_eq!(look(&guest), (there, true), "{kind:?}");
+            let copied =
+                session.copy_out(bytes(&guest.join(".")), &back, &CopyOptions::default()).await.expect("copied");
+            assert_eq!((copied.files, copied.bytes), (2, 4), "{kind:?}");
+            assert_eq!(look(&back), (here, true), "{kind:?}");
+        }
+    }
+}
+
 /// Returns what unfinished copies left in a directory.
 fn leftovers(dir: &Path) -> Vec<PathBuf> {
     let paths = fs::read_dir(dir).expect("list").map(|entry| entry.expect("list").path());

@@ -196,7 +196,7 @@ type Source = Box<dyn AsyncRead + Send + Unpin>;
 async fn open(place: &dyn Place, path: &Path, keepstamp: bool) -> Result<(Source, Option<(f64, f64)>), Stopped> {
     let opened = async {
         let times = match keepstamp {
-            true => place.stat(path).await.map(|stat| Some((stat[7] as f64, stat[8] as f64)))?,
+            true => place.times(path).await.map(Some)?,
             false => None,
         };
         Ok((place.read(path, 0).await?, times))

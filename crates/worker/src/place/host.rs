@@ -62,6 +62,10 @@ impl Place for Host {
         host_files::stat(path).await
     }
 
+    async fn times(&self, path: &Path) -> io::Result<(f64, f64)> {
+        host_files::times(path).await
+    }
+
     async fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         host_files::list(path).await
     }

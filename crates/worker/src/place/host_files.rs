@@ -37,6 +37,13 @@ pub(super) async fn stat(path: &Path) -> io::Result<[i64; 10]> {
     ])
 }
 
+/// See [`super::Place::times`].
+pub(super) async fn times(path: &Path) -> io::Result<(f64, f64)> {
+    let of = tokio::fs::metadata(path).await?;
+    let time = |seconds: i64, nanoseconds: i64| seconds as f64 + nanoseconds as f64 / 1e9;
+    Ok((time(of.atime(), of.atime_nsec()), time(of.mtime(), of.mtime_nsec())))
+}
+
 /// See [`super::Place::list`]; sorted.
 pub(super) async fn list(path: &Path) -> io::Result<Vec<OsString>> {
     let path = path.to_owned();

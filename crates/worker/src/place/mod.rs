@@ -45,6 +45,9 @@ pub(crate) trait Place: Send + Sync {
     /// Mode, inode, device, links, uid, gid, size, access, modification and change time of what `path` leads to.
     async fn stat(&self, path: &Path) -> io::Result<[i64; 10]>;
 
+    /// Access and modification time of what `path` leads to, in seconds since 1970.
+    async fn times(&self, path: &Path) -> io::Result<(f64, f64)>;
+
     /// The names in a directory, without `.` and `..`.
     async fn list(&self, path: &Path) -> io::Result<Vec<OsString>>;
 

@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use std::sync::Arc;
 
+use super::archive::Time;
 use super::glob::python;
 use super::*;
 use crate::commands::scenery::{Scenery, Tools, Where, everywhere};
@@ -265,6 +266,26 @@ fn numbers_are_the_systems(at: Where) {
     });
 }
 
+fn times_are_exact_and_go_back_before_1970(at: Where) {
+    at_place(at, async |place, root| {
+        let path = root.join("f");
+        fs::write(&path, "12345").expect("a file");
+        symlink("f", root.join("link")).expect("a link");
+        let before = SystemTime::UNIX_EPOCH - Duration::from_millis(1_000_250);
+        let after = SystemTime::UNIX_EPOCH + Duration::from_millis(978_307_200_500);
+        let times = fs::FileTimes::new().set_accessed(after).set_modified(before);
+        File::open(&path).and_then(|file| file.set_times(times)).expect("times");
+        for name in ["f", "link"] {
+            let stat = place.stat(&root.join(name)).await.expect("numbers");
+            assert_eq!((stat[7], stat[8]), (978_307_200, -1001), "{name}");
+            let times = place.times(&root.join(name)).await.expect("times");
+            assert_eq!(times, (978_307_200.5, -1000.25), "{name}");
+        }
+        let error = place.times(&root.join("no")).await.expect_err("nothing is there");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
+    });
+}
+
 fn a_file_is_read_from_any_byte_on(at: Where) {
     at_place(at, async |place, root| {
         let content: Vec<u8> = (0..300_000_u32).map(|at| (at * 31 % 251) as u8).collect();
@@ -379,7 +400,7 @@ fn a_file_that_was_given_up_leaves_the_old_one(at: Where) {
 }
 
 /// One member: its kind, mode, owner, time, and content or target.
-type Member = (char, u32, u64, u64, u64, Vec<u8>);
+type Member = (char, u32, u64, u64, Time, Vec<u8>);
 
 /// What is in an archive, by name.
 fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member> {
@@ -392,6 +413,9 @@ fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member
     for entry in Archive::new(archive).entries().expect("an archive") {
         let mut entry = entry.expect("a member");
         let header = entry.header().clone();
+        let extensions = entry.pax_extensions().expect("extensions").into_iter().flatten();
+        let mtime = extensions.flatten().find(|extension| extension.key() == Ok("mtime"));
+        let mtime = mtime.map(|mtime| mtime.value().ok().and_then(Time::parse).expect("a time"));
         let mut content = Vec::new();
         match header.entry_type() {
             EntryType::Symlink | EntryType::Link => {
@@ -406,7 +430,7 @@ fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member
             header.mode().expect("a mode"),
             number(header.uid()),
             number(header.gid()),
-            number(header.mtime()),
+            mtime.unwrap_or_else(|| Time { seconds: number(header.mtime()).cast_signed(), nanoseconds: 0 }),
             content,
         );
         let twice = members.insert(entry.path_bytes().into_owned(), member);
@@ -416,9 +440,15 @@ fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member
 }
 
 /// Packs a directory here and there, and compares all that is in the archives.
-async fn compare_packed(place: &dyn Place, root: &Path, compression: Compression) -> usize {
+async fn compare_packed(at: Where, place: &dyn Place, root: &Path, compression: Compression) -> usize {
     let host = Host::new(Vec::new(), root.to_owned());
-    let expected = members(&pack_all(&host, root, compression).await.expect("an archive"), compression);
+    let mut expected = members(&pack_all(&host, root, compression).await.expect("an archive"), compression);
+    if at == Where::Busybox {
+        // All that its tar knows of times.
+        for (_, _, _, _, mtime, _) in expected.values_mut() {
+            *mtime = Time { seconds: mtime.seconds.max(0), nanoseconds: 0 };
+        }
+    }
     let packed = members(&pack_all(place, root, compression).await.expect("an archive"), compression);
     let differing = |ours: &BTreeMap<Vec<u8>, Member>, others: &BTreeMap<Vec<u8>, Member>| -> Vec<_> {
         ours.iter()
@@ -450,10 +480,10 @@ fn a_directory_is_packed_with_all_that_it_has(at: Where) {
         let _socket = std::os::unix::net::UnixListener::bind(tree.join("socket")).expect("a socket");
         let time = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         File::open(tree.join("a b")).and_then(|file| file.set_modified(time(978_307_200))).expect("a time");
-        let before = SystemTime::UNIX_EPOCH - Duration::from_secs(1000);
+        let before = SystemTime::UNIX_EPOCH - Duration::from_millis(1_000_250);
         File::open(tree.join("~")).and_then(|file| file.set_modified(before)).expect("a time");
         for compression in [Compression::None, Compression::Gz, Compression::Bz2] {
-            assert_eq!(compare_packed(&*place, &tree, compression).await, odd_names().len() + 8);
+            assert_eq!(compare_packed(at, &*place, &tree, compression).await, odd_names().len() + 8);
         }
     });
 }
@@ -484,7 +514,7 @@ fn ten_thousand_files_are_packed(at: Where) {
                 fs::write(directory.join(file.to_string()), format!("{file}")).expect("a file");
             }
         }
-        assert_eq!(compare_packed(&*place, &tree, Compression::None).await, 10_101);
+        assert_eq!(compare_packed(at, &*place, &tree, Compression::None).await, 10_101);
         let found = place.glob(&format!("{}/**/9?", tree.display())).await.expect("paths");
         assert_eq!(found.len(), 10 + 100 * 10);
         assert_eq!(place.list(&tree).await.expect("names").len(), 100);
@@ -529,6 +559,7 @@ everywhere! {
     a_workdir_is_made_for_its_program
     names_are_bytes_of_any_kind
     numbers_are_the_systems
+    times_are_exact_and_go_back_before_1970
     a_file_is_read_from_any_byte_on
     a_huge_file_goes_both_ways
     a_file_is_replaced_as_a_whole

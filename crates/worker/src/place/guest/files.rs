@@ -37,6 +37,15 @@ impl Guest {
         parse_stat(&String::from_utf8_lossy(&output)).ok_or_else(|| io::Error::other("the guest's stat wrote nonsense"))
     }
 
+    /// See [`super::super::Place::times`].
+    pub(super) async fn look_at_times(&self, path: &Path) -> io::Result<(f64, f64)> {
+        // Whole seconds, and the same in words, which have a fraction.
+        let words = ["stat", "-L", "-c", "%X %x|%Y %y", "--"].map(OsStr::new);
+        let output = self.output(tool(words.into_iter().chain([path.as_os_str()])), SHORT).await?;
+        parse_times(&String::from_utf8_lossy(&output))
+            .ok_or_else(|| io::Error::other("the guest's stat wrote nonsense"))
+    }
+
     /// See [`super::super::Place::list`]; sorted.
     pub(super) async fn names(&self, path: &Path) -> io::Result<Vec<OsString>> {
         let mut directory = path.as_os_str().to_owned();
@@ -111,9 +120,27 @@ fn parse_stat(line: &str) -> Option<[i64; 10]> {
     let mut numbers = [0; 10];
     numbers[0] = i64::from_str_radix(fields.next()?, 16).ok()?;
     for number in &mut numbers[1..] {
-        *number = fields.next()?.parse().ok()?;
+        *number = integer(fields.next()?)?;
     }
     fields.next().is_none().then_some(numbers)
+}
+
+/// Busybox writes a time before 1970 without its sign, as the number that it is then.
+fn integer(text: &str) -> Option<i64> {
+    text.parse().ok().or_else(|| text.parse().ok().map(u64::cast_signed))
+}
+
+/// Reads `stat -c '%X %x|%Y %y'`: for each time its seconds and something like `2001-01-01 00:00:00.500000000 +0000`.
+fn parse_times(line: &str) -> Option<(f64, f64)> {
+    let time = |text: &str| {
+        let (seconds, words) = text.trim().split_once(' ')?;
+        let fraction = words.split_once('.').map_or("", |(_, fraction)| fraction);
+        let digits = fraction.split(|c: char| !c.is_ascii_digit()).next().filter(|digits| !digits.is_empty());
+        let fraction: f64 = format!("0.{}", digits.unwrap_or("0")).parse().ok()?;
+        Some(integer(seconds)? as f64 + fraction)
+    };
+    let (accessed, modified) = line.split_once('|')?;
+    Some((time(accessed)?, time(modified)?))
 }
 
 #[cfg(test)]
@@ -124,8 +151,20 @@ mod tests {
     fn stat_is_read_from_its_line() {
         let check = |line: &str, expected| assert_eq!(parse_stat(line), expected, "{line}");
         check("81a4 11 65024 1 1000 1000 5 3 2 1\n", Some([0o100644, 11, 65024, 1, 1000, 1000, 5, 3, 2, 1]));
+        let before = "81a4 11 65024 1 1000 1000 5 3 -2 18446744073709551615";
+        check(before, Some([0o100644, 11, 65024, 1, 1000, 1000, 5, 3, -2, -1]));
         check("81a4 11 65024 1 1000 1000 5 3 2", None);
         check("81a4 11 65024 1 1000 1000 5 3 2 1 0", None);
         check("mode", None);
+    }
+
+    #[test]
+    fn times_are_read_with_their_fractions() {
+        let check = |line: &str, expected| assert_eq!(parse_times(line), expected, "{line}");
+        let line = "978307200 2001-01-01 00:00:00.500000000 +0000|-1001 1969-12-31 23:43:19.750000000 +0000\n";
+        check(line, Some((978_307_200.5, -1000.25)));
+        check("5 2001-01-01 00:00:00|6 x\n", Some((5.0, 6.0)));
+        check("5 2001-01-01 00:00:00\n", None);
+        check("x y|6 x\n", None);
     }
 }

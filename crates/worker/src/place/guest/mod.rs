@@ -101,6 +101,10 @@ impl Place for Guest {
         self.look(path).await
     }
 
+    async fn times(&self, path: &Path) -> io::Result<(f64, f64)> {
+        self.look_at_times(path).await
+    }
+
     async fn list(&self, path: &Path) -> io::Result<Vec<OsString>> {
         self.names(path).await
     }

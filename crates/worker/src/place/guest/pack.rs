@@ -22,7 +22,7 @@ use tokio_util::io::SyncIoBridge;
 use super::output::Output;
 use super::{Guest, script};
 use crate::place::MAX_NAMES;
-use crate::place::archive::{Attributes, Members, archive};
+use crate::place::archive::{Attributes, Members, Time, archive};
 
 const PACK: &str = include_str!("pack.sh");
 
@@ -88,7 +88,7 @@ fn copy(mut stream: impl Read, members: &mut Members) -> io::Result<()> {
 struct Extended {
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    mtime: Option<u64>,
+    mtime: Option<Time>,
 }
 
 impl Extended {
@@ -99,10 +99,7 @@ impl Extended {
             match record.key_bytes() {
                 b"path" => self.name = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
-                b"mtime" => {
-                    let seconds = record.value().ok().and_then(|text| text.split('.').next());
-                    self.mtime = seconds.and_then(|seconds| seconds.parse().ok());
-                }
+                b"mtime" => self.mtime = record.value().ok().and_then(Time::parse),
                 b"size" => return Err(bad("a size is in a pax header, which is not supported")),
                 _ => {}
             }
@@ -133,7 +130,11 @@ fn member(
         mode: header.mode()?,
         uid: header.uid()?,
         gid: header.gid()?,
-        mtime: extended.mtime.or_else(|| header.mtime().ok()).filter(is_time).unwrap_or(0),
+        mtime: extended.mtime.unwrap_or_else(|| Time {
+            // One before 1970 is read as if it had no sign.
+            seconds: header.mtime().unwrap_or(0).cast_signed(),
+            nanoseconds: 0,
+        }),
         device: match kind {
             EntryType::Char | EntryType::Block => header.device_major()?.zip(header.device_minor()?),
             _ => None,
@@ -197,11 +198,6 @@ impl Tree {
     fn is_link(&self, name: &[u8]) -> bool {
         self.links.contains(&self.numbers.hash_one(name))
     }
-}
-
-/// Whether it is a time since 1970. GNU tar writes one before as a negative number, which reads as a very large one.
-fn is_time(seconds: &u64) -> bool {
-    i64::try_from(*seconds).is_ok()
 }
 
 /// A member's name without the `./` before it and the slash after it.

@@ -15,7 +15,7 @@ use protocol::command::Compression;
 use tar::EntryType;
 use tokio::io::AsyncRead;
 
-use super::super::archive::{Attributes, Members, archive};
+use super::super::archive::{Attributes, Members, Time, archive};
 
 /// Of how many files with several names the first name is remembered; the others are packed as files of their own.
 const MAX_LINKED: usize = 64 * 1024;
@@ -127,7 +127,7 @@ fn attributes(metadata: &Metadata) -> Attributes {
         mode: metadata.mode(),
         uid: metadata.uid().into(),
         gid: metadata.gid().into(),
-        mtime: metadata.mtime().try_into().unwrap_or(0),
+        mtime: Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) },
         device: device
             .then(|| (number(nix::sys::stat::major(metadata.rdev())), number(nix::sys::stat::minor(metadata.rdev())))),
     }
@@ -260,7 +260,8 @@ mod tests {
         symlink("missing", root.join("b/broken")).expect("a link");
         fs::hard_link(root.join("b/d"), root.join("b/d2")).expect("a second name");
         fs::hard_link(root.join(&long), root.join("z-of-long")).expect("a second name");
-        let old = std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(978_307_200);
+        // Before 1970, and not at the beginning of a second.
+        let old = std::time::SystemTime::UNIX_EPOCH - std::time::Duration::from_millis(1_000_250);
         File::open(root.join("a")).and_then(|file| file.set_modified(old)).expect("a time");
 
         let archive = archive(root, compression).expect("an archive");
@@ -270,6 +271,8 @@ mod tests {
                       tarfile.open(fileobj=sys.stdin.buffer, mode=sys.argv[1]).extractall(sys.argv[2], filter='data')";
         python(&archive, script, &[OsStr::new(mode), target.as_os_str()]);
         assert_eq!(description(&target), description(root));
+        let old = target.join("a").metadata().expect("it is there");
+        assert_eq!((old.mtime(), old.mtime_nsec()), (-1001, 750_000_000));
         assert_eq!(target.join("b/d").metadata().expect("it is there").nlink(), 2);
     }
 

@@ -200,6 +200,10 @@ impl Place for FakePlace {
         Err(io::ErrorKind::NotFound.into())
     }
 
+    async fn times(&self, _: &Path) -> io::Result<(f64, f64)> {
+        Err(io::ErrorKind::NotFound.into())
+    }
+
     async fn list(&self, _: &Path) -> io::Result<Vec<OsString>> {
         Err(io::ErrorKind::NotFound.into())
     }
