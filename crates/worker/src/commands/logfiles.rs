@@ -48,7 +48,11 @@ enum State {
 
 /// Whether a file is kept open.
 enum Hold {
-    NotYet,
+    /// The file that was shown before stays so until this one is: a place that keeps nothing open any more lets go of what it
+    /// needs for that.
+    NotYet {
+        _before: Option<Held>,
+    },
     Held(Held),
     /// The place can't; it is read by its name.
     Impossible,
@@ -141,7 +145,7 @@ impl Watched {
 
     /// Sees to it that the file which is shown stays open, and returns how it looks if that is new.
     async fn hold(&mut self, place: &dyn Place) -> Option<Look> {
-        let State::Shown { hold: Hold::NotYet, .. } = self.state else { return None };
+        let State::Shown { hold: Hold::NotYet { .. }, .. } = self.state else { return None };
         let opened = match place.hold(&self.path).await {
             Ok(held) => look(place, &held.path).await.map(|look| (held, look)),
             Err(error) => {
@@ -207,13 +211,17 @@ impl Watched {
             }
             (State::Waiting { .. }, Some(now)) => {
                 let offset = if self.follow { now.size } else { 0 };
-                self.state = State::Shown { file: now.file, offset, hold: Hold::NotYet };
+                self.state = State::Shown { file: now.file, offset, hold: Hold::NotYet { _before: None } };
                 Some(now.size)
             }
             (State::Shown { .. }, None) => None,
             (State::Shown { file, offset, hold }, Some(now)) => {
                 if *file != now.file {
-                    (*file, *offset, *hold) = (now.file, 0, Hold::NotYet);
+                    (*file, *offset) = (now.file, 0);
+                    let before = std::mem::replace(hold, Hold::NotYet { _before: None });
+                    if let Hold::Held(before) = before {
+                        *hold = Hold::NotYet { _before: Some(before) };
+                    }
                 }
                 Some(now.size)
             }

@@ -1,7 +1,8 @@
 //! Files of a guest that are kept open.
 //!
 //! One script does it for all files of a command: a guest's server lets in a few channels only. A process of it has the file
-//! open, so that Linux's `/proc` has a path of it.
+//! open, so that Linux's `/proc` has a path of it. The script ends when the last file is not needed any more, so that one who
+//! finds no further channel for reading what is kept open gives this one back.
 
 use std::fmt::Write as _;
 use std::io;
@@ -71,13 +72,16 @@ impl Keeper {
     }
 }
 
-/// Has files opened and closed until nobody wants any more.
+/// Has files opened and closed until none is open any more, or nobody can want one.
 async fn keep(mut process: ssh::Process, mut stdin: ssh::Stdin, mut wanted: mpsc::Receiver<Wanted>) {
     let mut held = FuturesUnordered::new();
     let mut said = Vec::new();
     loop {
         let next = tokio::select! {
             Some(pid) = held.next(), if !held.is_empty() => {
+                if held.is_empty() {
+                    break;
+                }
                 if stdin.write(format!("-{pid}\n")).await.is_err() {
                     return;
                 }
