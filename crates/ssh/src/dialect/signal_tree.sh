@@ -43,7 +43,7 @@ signal_members() {
         fi
     done
     # Succeeds if sudo may: that one of them is gone by now is no failure.
-    if [ "$denied" ] && sudo -n /bin/sh -c "kill -s $signal$denied; :" >/dev/null 2>&1; then
+    if [ "$denied" ] && sudo -n /bin/sh -c "kill -s $signal$denied; :" </dev/null >/dev/null 2>&1; then
         for pid in $denied; do count=$((count + 1)); done
         denied=
     fi
