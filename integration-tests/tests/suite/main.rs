@@ -14,6 +14,7 @@ mod machine_cli;
 mod machine_clone;
 mod machine_crash;
 mod machine_crowd;
+mod machine_details;
 mod machine_factory;
 mod machine_failures;
 mod machine_filter;
