@@ -36,7 +36,7 @@ TESTS = 120
 
 #: The package for the master, those of its tests that need no fakes of a later Buildbot, and its oldest Buildbot.
 PACKAGE = HERE.parents[1] / "contrib/buildbot-kvm"
-PACKAGE_TESTS = ("test_factory", "test_worker")
+PACKAGE_TESTS = ("test_factory", "test_guest", "test_worker")
 PACKAGE_SINCE = 4
 
 #: The steps that have to succeed; the last one has to fail.

@@ -126,6 +126,8 @@ class BuildCase(TestReactorMixin, unittest.TestCase):
             build = factory.newBuild([request])
             build.setBuilder(builder)
         build.setLocks([])
+        # As the builder would.
+        build.properties.build = build
         wfb = mock.Mock(spec=WorkerForBuilder, worker=self.worker, builder=builder)
         wfb.worker = self.worker
         wfb.builder = builder

@@ -10,6 +10,7 @@ from buildbot.process.results import statusToString
 from twisted.internet import defer
 
 from buildbot_kvm.failures import VMError, one_sentence
+from buildbot_kvm.guest import HOST
 from buildbot_kvm.judging import latest, summary
 from buildbot_kvm.step import DEFAULT_VM, VMMixin
 
@@ -56,6 +57,10 @@ class VMCommand(VMMixin, _Command):
     def arguments(self) -> dict[str, Any]:
         """Give the command's own arguments; ``vm`` and ``console_log`` are added to them."""
         raise NotImplementedError
+
+    def _vm_inside(self) -> str:
+        """See the host: the step is about a machine, and not in one."""
+        return HOST
 
     def doing(self) -> str:
         """Say what is going on, for the web page."""

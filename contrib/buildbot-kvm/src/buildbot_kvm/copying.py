@@ -78,9 +78,9 @@ class VMCopyIn(_VMCopy):
 
     ``src``, ``dest``
         what to copy, and where to: a path on the host and one in the guest. Relative ones start at ``workdir``,
-        which is the same directory on both sides: the worker's ``BASEDIR/BUILDER/build`` is the guest's
-        ``/home/buildbot/BUILDER/build`` (or whatever the image says). A host path must stay below the worker's
-        base directory, or the builder's if that is elsewhere;
+        which is the same directory on both sides: ``BASEDIR/BUILDER/build``, unless the machine's property
+        ``vm_basedir`` says that the worker's base directory is another one in the guest. A host path must stay
+        below the worker's base directory, or the builder's if that is elsewhere;
     ``vm``
         the machine's name (default ``"default"``);
     ``recursive``

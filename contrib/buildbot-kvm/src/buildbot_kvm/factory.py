@@ -9,9 +9,10 @@ from buildbot import config
 from buildbot.process.buildstep import get_factory_from_step_or_factory
 from buildbot.process.factory import BuildFactory
 
+from buildbot_kvm.guest import HOST
 from buildbot_kvm.judging import MAX_RETRIES
 from buildbot_kvm.mixing import mix_in
-from buildbot_kvm.placing import HOST, PlacedMixin, PlacedStep
+from buildbot_kvm.placing import PlacedMixin, PlacedStep
 from buildbot_kvm.start import StartVM
 from buildbot_kvm.step import DEFAULT_VM, VMMixin
 from buildbot_kvm.stop import StopVM

@@ -11,6 +11,7 @@ from buildbot.util import ComparableMixin
 from twisted.internet import defer
 from zope.interface import implementer
 
+from buildbot_kvm.guest import HOST
 from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console, name_step
 from buildbot_kvm.mixing import mix_in
 from buildbot_kvm.step import DEFAULT_VM, VMMixin, check_name, check_number
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from buildbot.process.remotecommand import RemoteCommand
-
-#: The name that stands for the worker's host where one of a machine is expected.
-HOST = "host"
 
 
 def on_host(step: Any) -> PlacedStep:
@@ -114,6 +112,10 @@ class PlacedMixin(JudgingMixin):
             "console_log": self._vm_place_console_log,
             "max_retries": self._vm_place_max_retries,
         }
+
+    def _vm_inside(self) -> Any:
+        """Name the machine whose guest the step sees, before anything is rendered."""
+        return self._vm_place_name
 
     def get_step_factory(self) -> PlacedStep:
         """Give what makes another step like this one, in the same place."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from buildbot.process.results import SUCCESS
 
+from buildbot_kvm import guest
 from buildbot_kvm.command import VMCommand, whole_number
 from buildbot_kvm.judging import latest
 from buildbot_kvm.step import DEFAULT_VM, check_number
@@ -56,6 +57,9 @@ class RebootVM(VMCommand):
 
     def done(self, command: RemoteCommand) -> tuple[str, int]:
         """Say how long it took."""
-        seconds = (latest(command, "vm") or {}).get("reboot_seconds")
+        vm = latest(command, "vm") or {}
+        if vm:
+            guest.update(self.build, self.vm, guest.Guest.told(vm))
+        seconds = vm.get("reboot_seconds")
         time = f" ({seconds:.1f} s)" if isinstance(seconds, (int, float)) else ""
         return f"{self.called()} rebooted{time}", SUCCESS

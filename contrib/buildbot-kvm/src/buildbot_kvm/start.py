@@ -8,6 +8,7 @@ from buildbot import config
 from buildbot.interfaces import IRenderable
 from buildbot.process.results import SUCCESS
 
+from buildbot_kvm import guest
 from buildbot_kvm.command import VMCommand, whole_number
 from buildbot_kvm.judging import latest
 from buildbot_kvm.step import DEFAULT_VM, check_name, check_number
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
     from buildbot.process.remotecommand import RemoteCommand
 
 #: What is told about a started machine, each as a property of the build.
-PROPERTIES = ("image", "generation", "how", "seconds", "slot", "ssh_port", "address")
+PROPERTIES = ("image", "generation", "how", "seconds", "slot", "ssh_port", "cpus", "memory", "basedir", "address")
+
+#: Those that the worker has another name for.
+WIRE_NAMES = {"memory": "memory_mib"}
 
 MODES = ("fresh", "persistent")
 
@@ -50,7 +54,8 @@ class StartVM(VMCommand):
         ``pool.time_to_live``, which is also the most).
 
     On success the build gets the properties ``vm_image``, ``vm_generation``, ``vm_how`` (``boot``, ``clone`` of a
-    template, or ``warm`` for a clone that was ready), ``vm_seconds``, ``vm_slot``, ``vm_ssh_port`` and, on a network,
+    template, or ``warm`` for a clone that was ready), ``vm_seconds``, ``vm_slot``, ``vm_ssh_port``, ``vm_cpus``,
+    ``vm_memory`` (MiB), ``vm_basedir``, which is what the worker's base directory is called in it, and, on a network,
     ``vm_address``, with the source ``StartVM``; those of a machine with a name of its own have that in the middle:
     ``vm_builder_slot`` for ``vm="builder"``.
 
@@ -127,8 +132,10 @@ class StartVM(VMCommand):
         """Set the properties of the machine that is ready."""
         vm = latest(command, "vm") or {}
         for key in PROPERTIES:
-            if key in vm:
-                self.setProperty(property_name(self.vm, key), vm[key], "StartVM")
+            told = WIRE_NAMES.get(key, key)
+            if told in vm:
+                self.setProperty(property_name(self.vm, key), vm[told], "StartVM")
+        guest.enter(self.build, self.vm, guest.Guest.told(vm), bound=bool(self.bind))
         return f"{self.called()} ready{where(vm)}{how_long(vm)}", SUCCESS
 
     def called(self) -> str:

@@ -76,6 +76,10 @@ class VMMixin(JudgingMixin):
             raise BuildStepCancelled
         return result
 
+    def _vm_inside(self) -> Any:
+        """Name the machine whose guest the step sees, before anything is rendered."""
+        return self.vm
+
     def _vm_max_retries(self) -> int:
         return int(self.max_retries)
 

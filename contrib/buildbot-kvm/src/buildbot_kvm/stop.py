@@ -9,6 +9,7 @@ from buildbot.process.results import EXCEPTION, FAILURE, SKIPPED, SUCCESS, WARNI
 from twisted.internet import defer
 from twisted.python.failure import Failure
 
+from buildbot_kvm import guest
 from buildbot_kvm.command import VMCommand, whole_number
 from buildbot_kvm.judging import latest
 from buildbot_kvm.start import how_long, property_name
@@ -123,6 +124,7 @@ class StopVM(VMCommand):
     def done(self, command: RemoteCommand) -> tuple[str, int]:
         """Tell a machine that was stopped from one that is kept, that was saved, or that was not there."""
         vm = latest(command, "vm") or {}
+        guest.leave(self.build, self.vm)
         if vm.get("slot") is None:
             return f"no {self.called()} to stop", SKIPPED
         if vm.get("how") == "kept":
