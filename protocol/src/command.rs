@@ -164,7 +164,16 @@ impl Command {
             }
         };
         match self {
-            Command::Shell(shell) => change(&mut shell.workdir),
+            Command::Shell(shell) => {
+                change(&mut shell.workdir);
+                // Others are relative to the workdir.
+                shell
+                    .logfiles
+                    .iter_mut()
+                    .map(|log| &mut log.filename)
+                    .filter(|path| path.is_absolute())
+                    .for_each(change);
+            }
             Command::UploadFile(upload) => change(&mut upload.path),
             Command::UploadDirectory(upload) => change(&mut upload.path),
             Command::DownloadFile(download) => change(&mut download.path),

@@ -63,17 +63,14 @@ pub(crate) struct PoolState {
 pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)], pool: PoolState) -> WorkerInfo {
     let mut info = directory_info(&config.worker.basedir.join("info"));
     info.extend(os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default()));
-    let environment = environment
-        .iter()
-        .filter_map(|(name, value)| Some((name.to_str()?.to_owned(), Value::from(value.to_str()?))))
-        .filter(|(name, _)| !looks_secret(name))
-        .collect();
+    let environment =
+        shown_environment(environment.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?))));
     let commands = COMMANDS.iter().map(|(name, version)| ((*name).to_owned(), Value::from(*version))).collect();
     let basedir = config.worker.basedir.to_string_lossy().into_owned();
     let images = config.images.keys().map(|name| Value::from(name.as_str())).collect();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let own = [
-        ("environ", Value::Map(environment)),
+        ("environ", environment),
         ("system", "posix".into()),
         ("basedir", basedir.into()),
         ("numcpus", Value::Int(i64::try_from(processors).unwrap_or(i64::MAX))),
@@ -109,6 +106,12 @@ fn is_our_own(name: &OsStr) -> bool {
     name.as_bytes().starts_with(OWN_PREFIX.as_bytes())
         || name == CONFIG_VARIABLE
         || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
+}
+
+/// Variables as a master shows them: without those that look like secrets.
+pub(crate) fn shown_environment<'a>(variables: impl Iterator<Item = (&'a str, &'a str)>) -> Value {
+    let shown = variables.filter(|(name, _)| !looks_secret(name));
+    Value::Map(shown.map(|(name, value)| (name.to_owned(), Value::from(value))).collect())
 }
 
 fn looks_secret(name: &str) -> bool {

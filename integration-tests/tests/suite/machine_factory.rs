@@ -14,9 +14,6 @@ use serde_json::Value;
 
 over_both_protocols!(same_factory_gives_the_same_on_the_host_and_in_a_machine);
 
-/// Where the guest has what is below the worker's basedir.
-const GUEST_BASEDIR: &str = "/home/buildbot";
-
 /// The variables that the factory sets. What else there is, and its values, is each place's own.
 const VARIABLES: [&str; 4] = ["GIVEN", "JOINED", "EMPTY", "BOTH"];
 
@@ -46,7 +43,7 @@ fn same_factory_gives_the_same_on_the_host_and_in_a_machine(protocol: Protocol) 
     })?;
     let basedir = rig.host.basedir().display().to_string();
     let on_host = Outcome::of(&rig, "host", &basedir, protocol)?;
-    let in_guest = Outcome::of(&rig, "guest", GUEST_BASEDIR, protocol)?;
+    let in_guest = Outcome::of(&rig, "guest", &basedir, protocol)?;
     rig.host.slots_clean()?;
     ensure!(on_host.results == Some(Results::Success), "on the host: {:#?}", on_host.build_story);
     let differences = on_host.differences(&in_guest);

@@ -29,10 +29,9 @@ fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
         ensure!(step.results == Some(expected), "{}: {}", step.name, build.story());
     }
     let look = build.step("look")?.stdio();
-    assert_eq!(
-        (look.stdout.as_str(), look.stderr.as_str()),
-        ("text\n/home/buildbot/build/build\nbuildbot\n", "trouble\n")
-    );
+    let workdir = rig.host.basedir().join("build/build");
+    let seen = format!("text\n{}\nbuildbot\n", workdir.display());
+    assert_eq!((look.stdout.as_str(), look.stderr.as_str()), (seen.as_str(), "trouble\n"));
     assert_eq!(build.property("said"), "made in the guest");
     assert_eq!(build.property("vm_ssh_port"), rig.host.ssh_port(0));
     contains_all(&build.step("fail")?.stdio().header, &["program finished with exit code 7"])?;

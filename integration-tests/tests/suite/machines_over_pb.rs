@@ -27,7 +27,8 @@ fn commands_and_files_go_into_a_machine_and_out_again() -> Result<()> {
     let build = rig.run()?;
     rig.host.slots_clean()?;
     build.succeeded()?;
-    assert_eq!(build.step("vm-shell")?.stdio().stdout, "/home/buildbot/build/build\ntext\n");
+    let workdir = rig.host.basedir().join("build/build");
+    assert_eq!(build.step("vm-shell")?.stdio().stdout, format!("{}\ntext\n", workdir.display()));
     contains_all(&build.step("start-vm")?.log("console").stdout, &["initrd: mounting /dev/vda"])?;
     assert_eq!(build.property("vm_ssh_port"), rig.host.ssh_port(0));
     assert_eq!(fs::read_to_string(rig.host.basedir().join("build/build/out/file"))?, "TEXT\n");

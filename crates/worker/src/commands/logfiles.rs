@@ -35,6 +35,8 @@ pub(super) struct Logfiles<'a> {
 struct Watched {
     name: String,
     path: PathBuf,
+    /// Whether the master named it by a path that begins at the root.
+    absolute: bool,
     follow: bool,
     state: State,
 }
@@ -82,7 +84,8 @@ impl<'a> Logfiles<'a> {
         for Logfile { name, filename, follow } in logfiles {
             let path = workdir.join(filename);
             let state = State::Waiting { before: look(place, &path).await };
-            files.push(Watched { name: name.clone(), path, follow: *follow, state });
+            let absolute = filename.is_absolute();
+            files.push(Watched { name: name.clone(), path, absolute, follow: *follow, state });
         }
         Logfiles { place, reporter, files }
     }
@@ -98,6 +101,22 @@ impl<'a> Logfiles<'a> {
         loop {
             ticks.tick().await;
             self.show(|| grown.notify_one()).await;
+        }
+    }
+
+    /// Says of which files there can't have been anything: nothing of their directory is there. So does a path that a master
+    /// made for another place.
+    pub(super) async fn say_impossible(&self) {
+        for file in self.files.iter().filter(|file| file.absolute) {
+            let State::Waiting { before: None } = file.state else { continue };
+            let Some(directory) = file.path.parent() else { continue };
+            let missing = self.place.stat(directory).await.is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+            if missing {
+                let (name, directory) = (&file.name, directory.display());
+                self.reporter
+                    .header(format!("log file {name}: nothing to show, as there is no directory {directory}\n"))
+                    .await;
+            }
         }
     }
 
@@ -247,7 +266,7 @@ mod tests {
     #[track_caller]
     fn check(follow: bool, looks: &[Option<Look>], expected: &[Option<(u64, u64)>]) {
         let state = State::Waiting { before: looks[0] };
-        let mut watched = Watched { name: "log".to_owned(), path: "log".into(), follow, state };
+        let mut watched = Watched { name: "log".to_owned(), path: "log".into(), absolute: false, follow, state };
         let mut read = Vec::new();
         for look in &looks[1..] {
             let size = watched.notice(*look);

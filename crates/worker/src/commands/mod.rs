@@ -7,6 +7,7 @@ mod execution;
 #[cfg(test)]
 mod fake_master;
 mod files;
+pub(crate) mod foreign_paths;
 mod header;
 mod interrupt;
 mod ladder;

@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::server::{self, Server};
 use crate::place::{Guest, Host, Place};
-use crate::pool::{Fate, Login, Status};
+use crate::pool::{Fate, GuestBasedir, Login, Status};
 
 /// Where commands run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +69,7 @@ impl Scenery {
             write!(config, " \"{name}={}\"", value.replace('\\', "\\\\").replace('"', "\\\"")).expect("room");
         }
         let server = Server::with(server::Kind::OpenSsh, &config);
-        let login = Login { session: server.session().await, environment, basedir: home.to_owned() };
+        let login = Login { session: server.session().await, environment, basedir: GuestBasedir::of_host(home) };
         let guest = Guest::new(Arc::new(login), Fate::by(Name::default_vm(), machine));
         Scenery { place: Arc::new(guest), server: Some(server), _status: status }
     }

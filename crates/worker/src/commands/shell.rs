@@ -80,6 +80,7 @@ pub(super) async fn execute(
     let end = watch(context, shell, reporter, process, &mut logfiles).await;
     if !matches!(end, End::Ended { ending: Ending::Lost { .. }, .. } | End::PlaceEnded) {
         logfiles.show(|| ()).await;
+        logfiles.say_impossible().await;
     }
     report.end(end).await
 }

@@ -162,7 +162,11 @@ impl Work<'_> {
             network.unwrap_or_default()
         ))
         .await;
-        self.reporter.update(Update::Other("vm".to_owned(), machine.describe())).await;
+        if let Some(notice) = machine.basedir().notice(&self.context.basedir) {
+            self.say(notice).await;
+        }
+        let vm = machine.report([("environ", machine.environment())]);
+        self.reporter.update(Update::Other("vm".to_owned(), vm)).await;
         Ok(())
     }
 
@@ -171,8 +175,8 @@ impl Work<'_> {
         machine.tell_span();
         let basedir = &self.context.basedir;
         let host = |path: &Path| within(self.roots, &copy.workdir.join(path));
-        let guest =
-            |path: &Path| crate::place::guest_path(&copy.workdir.join(path), basedir, &machine.image.guest_basedir);
+        let there = machine.basedir().path;
+        let guest = |path: &Path| crate::place::guest_path(&copy.workdir.join(path), basedir, &there);
         let options =
             ssh::CopyOptions { recursive: copy.recursive, preserve: copy.preserve, ..ssh::CopyOptions::default() };
         let work = async {
@@ -233,7 +237,7 @@ impl Work<'_> {
         let Rebooted { machine, took } = rebooted?;
         let seconds = took.as_secs_f64();
         self.say(format!("vm '{}' is back after {seconds:.1} s", reboot.vm)).await;
-        let vm = machine.report([("reboot_seconds", seconds.into())]);
+        let vm = machine.report([("reboot_seconds", seconds.into()), ("environ", machine.environment())]);
         self.reporter.update(Update::Other("vm".to_owned(), vm)).await;
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! Images: what machines are made from.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,8 +61,8 @@ pub(crate) struct Image {
     pub overlay_limit_mib: Option<u32>,
     /// More arguments for QEMU.
     pub qemu_args: Vec<String>,
-    /// What the worker's basedir is called in the guest.
-    pub guest_basedir: PathBuf,
+    /// What the worker's basedir is called in the guest; if absent as on the host, where the guest lets us make that.
+    pub guest_basedir: Option<PathBuf>,
 }
 
 /// A kernel that QEMU loads by itself.
@@ -136,7 +136,7 @@ impl Image {
             fresh_host_name: section.or("fresh_host_name", false),
             overlay_limit_mib: section.optional_number("overlay_limit_mib", 16..=u32::MAX),
             qemu_args: section.or("qemu_args", Vec::new()),
-            guest_basedir: section.parsed("guest_basedir", PathBuf::from("/home/buildbot"), absolute_path),
+            guest_basedir: section.optional("guest_basedir", absolute_path),
         };
         if image.warm > 0 && !image.template {
             section.problem("warm", &image.warm, "goes with template = true: warm machines are clones");
@@ -151,6 +151,12 @@ impl Image {
         section.finish();
         image
     }
+}
+
+/// Whether a path of the host below its basedir could be taken for one of a guest whose basedir is another one, or the other way
+/// round.
+pub(crate) fn is_ambiguous(guest: &Path, host: &Path) -> bool {
+    guest != host && (guest.starts_with(host) || host.starts_with(guest))
 }
 
 /// A command of the guest's.

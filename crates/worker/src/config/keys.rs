@@ -134,7 +134,8 @@ fn of_log(log: &Log, note: &mut Note<'_>) {
 }
 
 fn of_profile(profile: &Profile, note: &mut Note<'_>) {
-    let Profile { name: _, dialect, environment, shutdown, reboot, clock, network, hosts, prepare, restore } = profile;
+    let Profile { name: _, dialect, environment, shutdown, reboot, clock, network, hosts, basedir, prepare, restore } =
+        profile;
     note("shell and processes", private(dialect));
     note("environment", private(environment));
     note("shutdown", private(shutdown));
@@ -142,6 +143,7 @@ fn of_profile(profile: &Profile, note: &mut Note<'_>) {
     note("clock", private(clock));
     note("network", private(network));
     note("hosts", private(hosts));
+    note("basedir", private(basedir));
     note("prepare", private(prepare));
     note("restore", private(restore));
 }
@@ -209,7 +211,7 @@ fn image_keys(image: &Image, note: &mut Note<'_>) {
     note("fresh_host_name", plain(fresh_host_name));
     note("overlay_limit_mib", or_unset(overlay_limit_mib.as_ref(), plain));
     note("qemu_args", private(qemu_args));
-    note("guest_basedir", path_text(guest_basedir));
+    note("guest_basedir", or_unset(guest_basedir.as_deref(), path_text));
 }
 
 fn plain(value: &impl Display) -> Text {

@@ -26,7 +26,7 @@ use protocol::command::Name;
 pub(crate) use address::{MasterAddress, Scheme};
 pub(crate) use change::{Change, Reconfigured};
 pub(crate) use control::Control;
-pub(crate) use image::{DiskFormat, Image};
+pub(crate) use image::{DiskFormat, Image, is_ambiguous};
 pub(crate) use password::{Password, PasswordSource};
 use problem::Problem;
 pub(crate) use problem::Problems;
@@ -230,6 +230,21 @@ impl Config {
                 value: Some(state_dir.display().to_string()),
                 remedy: format!("choose a path of at most {MAX_STATE_DIR} bytes: sockets are made below it"),
             });
+        }
+        for (name, image) in &self.images {
+            if let Some(path) = &image.guest_basedir
+                && self.worker.basedir.parent().is_some()
+                && is_ambiguous(path, &self.worker.basedir)
+            {
+                problems.add(Problem {
+                    origin: None,
+                    key: format!("images.{name}.guest_basedir"),
+                    value: Some(path.display().to_string()),
+                    remedy: "choose worker.basedir itself, which is the default, or a directory that is neither in it nor around \
+                             it: else paths of the guest could be taken for the host's"
+                        .to_owned(),
+                });
+            }
         }
         let warm: u32 = self.images.values().map(|image| u32::from(image.warm)).sum();
         if warm > u32::from(self.pool.slots) {

@@ -32,6 +32,8 @@ pub(crate) struct Profile {
     pub network: Template,
     /// Replaces the names that an earlier call gave to addresses by `{hosts}`: a line `ADDRESS NAME` for each.
     pub hosts: Template,
+    /// Makes `{directory}`, which builds' directories are to be in, for the image's user.
+    pub basedir: Template,
     /// Readies the guest for being frozen; gets the program of [`crate::pool`]'s restorer on its standard input.
     pub prepare: Template,
     /// Makes a clone look new: see [`crate::pool`]'s part about clones for what is said over its standard streams.
@@ -111,6 +113,7 @@ struct Draft {
     clock: Option<Template>,
     network: Option<Template>,
     hosts: Option<Template>,
+    basedir: Option<Template>,
     prepare: Option<Template>,
     restore: Option<Template>,
 }
@@ -125,6 +128,7 @@ impl Draft {
             clock: template("clock"),
             network: template("network"),
             hosts: template("hosts"),
+            basedir: template("basedir"),
             prepare: template("prepare"),
             restore: template("restore"),
             base: section.optional("base", |text: String| Name::new(&text).ok_or("the name of a profile")),
@@ -157,6 +161,7 @@ impl Draft {
             clock: self.clock.or(base.clock),
             network: self.network.or(base.network),
             hosts: self.hosts.or(base.hosts),
+            basedir: self.basedir.or(base.basedir),
             prepare: self.prepare.or(base.prepare),
             restore: self.restore.or(base.restore),
         }
@@ -185,6 +190,7 @@ impl Draft {
             clock: self.clock.unwrap_or_default(),
             network: self.network.unwrap_or_default(),
             hosts: self.hosts.unwrap_or_default(),
+            basedir: self.basedir.unwrap_or_default(),
             prepare: self.prepare.unwrap_or_default(),
             restore: self.restore.unwrap_or_default(),
         })
@@ -237,6 +243,7 @@ pub(super) fn default(profiles: &BTreeMap<Name, Arc<Profile>>) -> Arc<Profile> {
             clock: Template::default(),
             network: Template::default(),
             hosts: Template::default(),
+            basedir: Template::default(),
             prepare: Template::default(),
             restore: Template::default(),
         })

@@ -110,6 +110,21 @@ fn slots_have_ports_and_sockets_have_short_paths() {
 }
 
 #[test]
+fn a_guests_basedir_is_the_hosts_or_far_from_it() {
+    let image = |basedir: &str| {
+        format!("{MINIMAL}[images.i]\ndisk = '/d'\nuser = 'u'\nkey = '/k'\nguest_basedir = '{basedir}'")
+    };
+    let refused = |basedir: &str| {
+        let remedy = "choose worker.basedir itself, which is the default, or a directory that is neither in it nor around it: \
+                      else paths of the guest could be taken for the host's";
+        check(&image(basedir), &[&format!("images.i.guest_basedir = {basedir}: {remedy}")]);
+    };
+    refused("/b/guest");
+    refused("/");
+    assert!(parse(&image("/b")).is_ok() && parse(&image("/bb")).is_ok());
+}
+
+#[test]
 fn what_is_cloned_has_a_profile_that_can_restore() {
     let image = "disk = '/d'\nuser = 'u'\nkey = '/k'\ntemplate = true";
     check(

@@ -34,7 +34,7 @@ pub(crate) use self::signals::keep_back as keep_signals_back;
 use self::signals::{Heard, Signals};
 use self::status::{Outline, RunningCommand};
 use crate::builders::{Bounds, Builders, Replaced};
-use crate::commands::{self, Context, Interrupt, Interrupter};
+use crate::commands::{self, Context, Interrupt, Interrupter, foreign_paths};
 use crate::config::{self, Config};
 use crate::control::{self, Question};
 use crate::core_tasks::{self, CoreTasks, End};
@@ -764,20 +764,21 @@ async fn run_in_guest(
 ) {
     machine.tell_span();
     let basedir = context.basedir.clone();
+    let there = machine.basedir().path;
     let mut builder_dirs = BTreeSet::new();
     command.map_paths(|path| {
         let path = context.resolve(path);
         let own = elsewhere.iter().find(|directory| path.starts_with(directory));
         builder_dirs.extend(own.cloned().or_else(|| builder_dir_of(&path, &basedir)));
-        guest_path(&path, &basedir, &machine.image.guest_basedir)
+        guest_path(&path, &basedir, &there)
     });
     // Where commands run that name no directory, such as the `rm` of `rmdir`.
-    context.builder_dir = guest_path(&context.builder_dir, &basedir, &machine.image.guest_basedir);
-    context.basedir = machine.image.guest_basedir.clone();
+    context.builder_dir = guest_path(&context.builder_dir, &basedir, &there);
+    context.basedir.clone_from(&there);
     let entering = async {
         let guest = Guest::new(machine.way_in().await?, machine.fate());
         for directory in builder_dirs.iter().filter(|directory| !machine.has_made(directory)) {
-            let path = machine.image.guest_basedir.join(directory);
+            let path = there.join(directory);
             if makes(&command, &path) {
                 continue;
             }
@@ -788,6 +789,9 @@ async fn run_in_guest(
         Ok(guest)
     };
     let Some((context, guest, reporter)) = commands::vm::enter(context, entering, reporter).await else { return };
+    if let Some(warning) = foreign_paths::warning(&command, &basedir, &there) {
+        reporter.header(format!("{warning}\n")).await;
+    }
     let console = console_log.map(|name| reporter.log_writer(name));
     let fate = machine.fate();
     let work = commands::run_until(context, command, Arc::new(guest), fate.over(), reporter);

@@ -9,6 +9,7 @@ use protocol::command::Name;
 use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Readiness, Session};
 
 use super::generations::{Generations, Ground};
+use super::guest_basedir::Wanted;
 use super::machine::{How, LAST_WORD, Shape, boot_failure, description};
 use super::raised::Raised;
 use super::slot::Slot;
@@ -52,7 +53,9 @@ impl Pool {
             let processor = hypervisor.processor();
             let session = self.answer(&slot, &order.image, &image, host_key.as_deref(), processor, timeout).await?;
             lease.notice().doing("booting: logging in");
-            Ok::<_, Unanswered>(greeting::log_in(session, &image, membership.as_ref()).await?)
+            Ok::<_, Unanswered>(
+                greeting::log_in(session, &image, Wanted::First(&self.0.basedir), membership.as_ref()).await?,
+            )
         };
         let login = match vm.boot(Box::pin(answer), timeout + LAST_WORD).await {
             Ok(login) => login,

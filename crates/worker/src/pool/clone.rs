@@ -175,7 +175,7 @@ impl Pool {
             let session = greeting::reach(image, port, policy, hypervisor.processor(), &ready).await?;
             let reached = starting.elapsed();
             lease.notice().doing("cloning: making it look new");
-            let login = refresh::refresh(session, template.image(), image).await?;
+            let login = refresh::refresh(session, template.image(), image, template.manifest.basedir.clone()).await?;
             Ok::<_, Unanswered>((login, reached))
         };
         let answer = async {

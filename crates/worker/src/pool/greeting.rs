@@ -8,6 +8,7 @@ use anyhow::{Context, anyhow};
 use ssh::{HostKeyPolicy, Identity, Processor, Readiness, Session, Target, Timing};
 use tracing::{info, warn};
 
+use super::guest_basedir::{self, Wanted};
 use super::guest_command;
 use super::machine::Login;
 use super::network::Membership;
@@ -35,35 +36,46 @@ pub(super) async fn reach(
     Ok(ssh::wait_until_ready(&target, &Timing::default(), readiness).await?.session)
 }
 
-/// Makes a login of a session, in a guest that has its address in its private network then, if it is on one.
-pub(super) async fn log_in(session: Session, image: &Image, membership: Option<&Membership>) -> anyhow::Result<Login> {
-    let login = exchange(session, image).await?;
+/// The variables of a guest's commands.
+pub(super) type Environment = Vec<(String, String)>;
+
+/// Makes a login of a session, in a guest that has a place for builds then, and its address in its private network, if it is on
+/// one.
+pub(super) async fn log_in(
+    session: Session,
+    image: &Image,
+    basedir: Wanted<'_>,
+    membership: Option<&Membership>,
+) -> anyhow::Result<Login> {
+    let environment = exchange(&session, image).await?;
+    let basedir = guest_basedir::settle(&session, image, basedir, &environment).await?;
+    let login = Login { session, environment, basedir };
     if let Some(membership) = membership {
         membership.set_address(&login.session, &image.profile).await?;
     }
     Ok(login)
 }
 
-/// Makes a login of a session: asks for the environment that commands have, and sets a clock that is wrong.
-async fn exchange(session: Session, image: &Image) -> anyhow::Result<Login> {
+/// Asks for the environment that commands have, and sets a clock that is wrong.
+async fn exchange(session: &Session, image: &Image) -> anyhow::Result<Environment> {
     let profile = &image.profile;
     let doing = "read the guest's environment";
     let command =
         profile.fill(&profile.environment, &[]).context("its profile has no environment command").context(doing)?;
     let before = SystemTime::now();
-    let answer = guest_command::run(&session, &command).await.context(doing)?;
+    let answer = guest_command::run(session, &command).await.context(doing)?;
     let after = SystemTime::now();
     let (clock, environment) = parse(&answer).ok_or_else(|| anyhow!("it did not begin with a time")).context(doing)?;
     if let Some(off) = off_by(clock, before, after)
         && !profile.clock.is_empty()
     {
-        match set_clock(&session, profile).await {
+        match set_clock(session, profile).await {
             Ok(()) => info!("the guest's clock was {off} s off and is set"),
             // Most builds don't mind, and which do nobody knows.
             Err(error) => warn!("the guest's clock is {off} s off and can't be set: {error:#}"),
         }
     }
-    Ok(Login { session, environment, basedir: image.guest_basedir.clone() })
+    Ok(environment)
 }
 
 async fn set_clock(session: &Session, profile: &Profile) -> anyhow::Result<()> {
@@ -75,14 +87,14 @@ async fn set_clock(session: &Session, profile: &Profile) -> anyhow::Result<()> {
 }
 
 /// Takes apart a line with a number, and variables.
-fn parse(answer: &[u8]) -> Option<(i64, Vec<(String, String)>)> {
+fn parse(answer: &[u8]) -> Option<(i64, Environment)> {
     let end = answer.iter().position(|byte| *byte == b'\n')?;
     let clock = std::str::from_utf8(&answer[..end]).ok()?.trim().parse().ok()?;
     Some((clock, variables(&answer[end + 1..])))
 }
 
 /// Takes apart variables that each end in a NUL. Those that are not UTF-8 are left out.
-pub(super) fn variables(text: &[u8]) -> Vec<(String, String)> {
+pub(super) fn variables(text: &[u8]) -> Environment {
     let variables = text.split(|byte| *byte == 0);
     let variables = variables.filter_map(|variable| std::str::from_utf8(variable).ok()?.split_once('='));
     variables.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()

@@ -19,11 +19,13 @@ use tracing::{Span, error, error_span, warn};
 
 use super::VmError;
 use super::board::{Notice, SlotState};
+use super::guest_basedir::GuestBasedir;
 use super::guest_command;
 use super::network::Membership;
 use super::slots::Lease;
 use super::term::{self, Term};
 use crate::config::{DiskFormat, Image};
+use crate::info;
 
 /// Which builder a machine belongs to, and what the builder calls it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -45,6 +47,9 @@ pub(crate) struct Facts {
     pub pid: u32,
     pub image_name: Name,
     pub mode: Mode,
+    /// Its processors, and its memory in MiB.
+    pub cpus: u32,
+    pub memory_mib: u32,
     /// The generation of the image that its disk was made on.
     pub generation: u32,
     pub how: How,
@@ -129,7 +134,7 @@ pub(crate) struct Login {
     /// The environment of a command.
     pub environment: Vec<(String, String)>,
     /// What the worker's base directory is called there.
-    pub basedir: PathBuf,
+    pub basedir: GuestBasedir,
 }
 
 /// How long it may take until the end of a QEMU is seen.
@@ -306,7 +311,14 @@ impl Machine {
 
     /// Has those who come from now on use another way in.
     pub(super) fn set_login(&self, login: Arc<Login>) {
+        // What was made in the guest may have been where a restart leaves nothing.
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).clear();
         *self.login.lock().unwrap_or_else(PoisonError::into_inner) = login;
+    }
+
+    /// What the worker's base directory is called in its guest, which is the same as long as the machine is there.
+    pub(crate) fn basedir(&self) -> GuestBasedir {
+        self.login().basedir.clone()
     }
 
     /// Its place in a private network.
@@ -527,6 +539,11 @@ impl Machine {
         }
     }
 
+    /// The environment of commands in it, as the master may know it.
+    pub(crate) fn environment(&self) -> Value {
+        info::shown_environment(self.login().environment.iter().map(|(name, value)| (name.as_str(), value.as_str())))
+    }
+
     /// What the master is told of it (`vm` in the updates of `vm_start` and `vm_info`).
     pub(crate) fn describe(&self) -> Value {
         self.report([])
@@ -550,6 +567,9 @@ impl Machine {
             ("pid", number(self.facts.pid)),
             ("image", self.facts.image_name.as_str().into()),
             ("mode", self.facts.mode.as_str().into()),
+            ("cpus", number(self.facts.cpus)),
+            ("memory_mib", number(self.facts.memory_mib)),
+            ("basedir", self.basedir().path.to_string_lossy().into_owned().into()),
             ("generation", number(self.facts.generation)),
             ("how", self.facts.how.as_str().into()),
             ("seconds", self.facts.took.as_secs_f64().into()),

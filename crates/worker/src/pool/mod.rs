@@ -13,6 +13,7 @@ mod error;
 mod garbage;
 mod generations;
 mod greeting;
+mod guest_basedir;
 mod guest_command;
 mod hold;
 mod host_keys;
@@ -44,7 +45,7 @@ mod warm;
 mod way_in;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -68,6 +69,8 @@ pub(crate) use error::VmError;
 pub(crate) use garbage::{Collected, Kind, Piece, Wish, collect_offline};
 use generations::Generations;
 pub(crate) use generations::{Generation, Manifest, SavedGenerations, look as look_at_generations};
+#[cfg(test)]
+pub(crate) use guest_basedir::GuestBasedir;
 pub(crate) use hold::{Held, Hold};
 pub(crate) use host_keys::file as host_key_file;
 pub(crate) use host_memory::budget_mib as host_memory_mib;
@@ -126,6 +129,8 @@ pub(crate) struct Pool(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    /// The worker's base directory.
+    basedir: PathBuf,
     setup: watch::Sender<Setup>,
     /// Two daemons with one state directory would take each other's machines for leftovers. Not set if there are no images, and
     /// no directory either.
@@ -197,8 +202,9 @@ impl Pool {
         let budget = Budget::open(&config.pool);
         let setup = Setup::empty(&config.pool);
         let pool = Pool(Arc::new(Inner {
+            basedir: config.worker.basedir.clone(),
             generations: Generations::open(state_dir, &setup.images, core),
-            templates: Templates::new(state_dir),
+            templates: Templates::new(state_dir, &config.worker.basedir),
             warm: warm::Warm::default(),
             claim: OnceLock::new(),
             hypervisor: OnceLock::new(),

@@ -9,7 +9,7 @@ use tracing::error;
 
 use super::Order;
 use super::board::{Occupant, SlotState};
-use super::machine::{Facts, How, Login, Machine};
+use super::machine::{Facts, How, Login, Machine, Shape};
 use super::network::Membership;
 use super::slots::Lease;
 use crate::config::Image;
@@ -35,6 +35,8 @@ impl Raised {
     /// know it yet.
     pub(super) fn given_to(self, order: &Order, asked: Instant, time_to_live: Duration) -> Arc<Machine> {
         let slot = self.lease.slot();
+        // One that was not made for the order is as its image says, and so is the order then.
+        let shape = Shape::of(order, &self.image);
         let facts = Facts {
             build: order.build,
             bind: order.bind,
@@ -43,6 +45,8 @@ impl Raised {
             pid: self.vm.pid(),
             image_name: self.image_name,
             mode: self.mode,
+            cpus: shape.cpus,
+            memory_mib: shape.memory_mib,
             generation: self.generation,
             how: self.how,
             network: self.membership.as_ref().map(|place| (place.network().clone(), place.address())),

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use tracing::warn;
 
 use super::greeting;
+use super::guest_basedir::GuestBasedir;
 use super::guest_command::{self, LIMIT, PATIENCE, Tail};
 use super::machine::Login;
 use super::restorer::{self, READY};
@@ -28,13 +29,18 @@ use crate::config::Image;
 const LINES: u32 = 20;
 
 /// Makes a clone look new: its clock, its random numbers, its names if the image asks for it. Then its `post_restore`
-/// command is run.
+/// command is run. `basedir` is its template's.
 ///
 /// # Errors
 /// Something failed, or took too long: which, and what it said. Nobody should get the clone.
-pub(super) async fn refresh(session: Session, image_name: &Name, image: &Image) -> anyhow::Result<Login> {
+pub(super) async fn refresh(
+    session: Session,
+    image_name: &Name,
+    image: &Image,
+    basedir: GuestBasedir,
+) -> anyhow::Result<Login> {
     let environment = converse(&session, image_name, image, image.post_restore.as_deref()).await?;
-    Ok(Login { session, environment, basedir: image.guest_basedir.clone() })
+    Ok(Login { session, environment, basedir })
 }
 
 /// Does the same in the machine that is to be frozen, but for its `post_restore`.

@@ -8,6 +8,7 @@ use qemu::BootError;
 use ssh::{HostKeyPolicy, Readiness};
 use tracing::warn;
 
+use super::guest_basedir::Wanted;
 use super::machine::{LAST_WORD, Login, Machine};
 use super::{VmError, greeting};
 
@@ -52,7 +53,9 @@ impl Machine {
             let processor = earlier.session.processor();
             let ready = Readiness::within(within);
             let session = greeting::reach(&self.image, self.facts.ssh_port, host_key, processor, &ready).await?;
-            let login = greeting::log_in(session, &self.image, self.membership().as_deref()).await?;
+            let login =
+                greeting::log_in(session, &self.image, Wanted::Again(&earlier.basedir), self.membership().as_deref())
+                    .await?;
             anyhow::Ok(Arc::new(login))
         };
         let login = self.vm.boot(Box::pin(answer), within + LAST_WORD).await.map_err(|error| match error {

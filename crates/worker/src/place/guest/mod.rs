@@ -90,7 +90,7 @@ impl Place for Guest {
 
     fn home(&self) -> PathBuf {
         let home = self.login.environment.iter().find(|(name, _)| name == "HOME");
-        home.map_or_else(|| self.login.basedir.clone(), |(_, home)| home.into())
+        home.map_or_else(|| self.login.basedir.path.clone(), |(_, home)| home.into())
     }
 
     async fn spawn(&self, program: Program) -> Result<Box<dyn Process>, SpawnError> {

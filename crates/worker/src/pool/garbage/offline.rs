@@ -44,7 +44,7 @@ async fn useless_templates(config: &Config) -> BTreeMap<PathBuf, String> {
     let Ok(hypervisor) = Hypervisor::look(&config.pool).await else { return useless };
     let images = config.images.iter().map(|(name, image)| (name.clone(), Arc::new(image.clone()))).collect();
     let generations = Generations::peek(&config.pool.state_dir, &images);
-    let templates = Templates::peek(&config.pool.state_dir, &images);
+    let templates = Templates::peek(&config.pool.state_dir, &config.worker.basedir, &images);
     for name in config.images.keys() {
         useless.extend(templates.useless(name, &generations, &hypervisor));
     }

@@ -31,7 +31,9 @@ fn image(restore: &str, more: &str) -> (Name, Image) {
 
 /// What a refreshed guest's environment has for a variable, or why there is none.
 async fn refreshed(server: &Server, (name, image): &(Name, Image), variable: &str) -> Result<Option<String>, String> {
-    let login = refresh(server.session().await, name, image).await.map_err(|error| format!("{error:#}"))?;
+    let login = refresh(server.session().await, name, image, GuestBasedir::of_host(Path::new("/srv/w")))
+        .await
+        .map_err(|error| format!("{error:#}"))?;
     Ok(login.environment.into_iter().find(|(name, _)| name == variable).map(|(_, value)| value))
 }
 

@@ -22,6 +22,7 @@ use crate::pool::board::{Notice, Occupant, Shown, SlotState};
 use crate::pool::boot::Unanswered;
 use crate::pool::budget::{Need, Promise};
 use crate::pool::generations::Ground;
+use crate::pool::guest_basedir::{GuestBasedir, Wanted};
 use crate::pool::machine::{LAST_WORD, Shape, boot_failure, description};
 use crate::pool::published::Unfinished;
 use crate::pool::slot::Slot;
@@ -237,8 +238,8 @@ impl Pool {
         };
         // Whatever came of it, QEMU has gone or is on its way.
         let cleaned = slots::clean(&slot).await.with_context(|| format!("clean slot {slot}"));
-        let host_key = match frozen {
-            Ok(host_key) => host_key,
+        let (host_key, basedir) = match frozen {
+            Ok(told) => told,
             Err(failure) => {
                 unfinished.discard().await;
                 return Err(failure);
@@ -252,6 +253,7 @@ impl Pool {
             generation,
             took: begun.elapsed().as_secs_f64(),
             host_key,
+            basedir,
             memory_mode: hypervisor.qemu.features().memory_mode(),
         };
         let place = parent.clone();
@@ -342,7 +344,8 @@ impl Pool {
         Err(Failure::NoRoom(format!("it waits for {shortage}")))
     }
 
-    /// Boots a machine whose files are in a directory, readies it and freezes it. Returns its guest's ssh key.
+    /// Boots a machine whose files are in a directory, readies it and freezes it. Returns its guest's ssh key, and what the worker's base directory
+    /// is called there.
     #[expect(clippy::too_many_arguments, reason = "all of it is different, and needed")]
     async fn freeze(
         &self,
@@ -353,7 +356,7 @@ impl Pool {
         ground: &Ground,
         directory: &Path,
         notice: &Notice,
-    ) -> Result<String, Failure> {
+    ) -> Result<(String, GuestBasedir), Failure> {
         notice.doing("booting: making its disk");
         make_private_directory(slot.directory())?;
         let disk = directory.join(DISK);
@@ -370,14 +373,15 @@ impl Pool {
             notice.doing("warming up");
             let host_key = session.host_key().to_string();
             // Sets its clock, which the warm-up may look at.
-            let login = greeting::log_in(session, image, None).await?;
+            let login = greeting::log_in(session, image, Wanted::First(&self.0.basedir), None).await?;
+            let basedir = login.basedir;
             let ready = prepare::prepare(login.session, name, image);
             ready.await.context("ready the guest for being frozen")?;
-            Ok::<_, Unanswered>(host_key)
+            Ok::<_, Unanswered>((host_key, basedir))
         };
         let within = timeout * 2 + LAST_WORD + PREPARING;
-        let host_key = match vm.boot(Box::pin(readied), within).await {
-            Ok(host_key) => host_key,
+        let told = match vm.boot(Box::pin(readied), within).await {
+            Ok(told) => told,
             Err(error) => {
                 let why = boot_failure(&error, &vm);
                 return Err(match error {
@@ -393,7 +397,7 @@ impl Pool {
         let state = File::options().write(true).create_new(true).mode(0o600).open(&path);
         let state = state.with_context(|| format!("make {}", path.display()))?;
         vm.freeze(state, FREEZING).await.context("freeze the machine")?;
-        Ok(host_key)
+        Ok(told)
     }
 }
 

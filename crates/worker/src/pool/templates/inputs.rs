@@ -13,6 +13,7 @@ use sha2::{Digest, Sha256};
 
 use crate::config::Image;
 use crate::pool::generations::Ground;
+use crate::pool::guest_basedir;
 use crate::pool::identity::DiskIdentity;
 use crate::pool::machine::{Shape, description};
 use crate::pool::slot::Slot;
@@ -34,6 +35,7 @@ impl Inputs {
     pub(super) fn of(
         image: &Image,
         ground: &Ground,
+        basedir: &Path,
         qemu: &qemu::Qemu,
         accelerator: qemu::Accelerator,
         processor: Option<&Processor>,
@@ -66,6 +68,8 @@ impl Inputs {
             note("processor", processor.clone());
         }
         note("login", format!("{} at port {}", image.user, image.ssh_port));
+        // It is made before the guest is frozen.
+        note("basedir", guest_basedir::intended(image, basedir));
         note("profile", format!("{:?}", image.profile));
         note("warm_up", image.warm_up.clone().unwrap_or_default());
         // Making a clone new is tried before the guest is frozen, and leaves its marks there.

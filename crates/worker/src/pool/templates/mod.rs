@@ -33,6 +33,8 @@ pub(super) use template::Template;
 #[derive(Debug)]
 pub(super) struct Templates {
     directory: PathBuf,
+    /// The worker's base directory.
+    basedir: PathBuf,
     /// Those that have a template, and those that had one.
     images: Mutex<BTreeMap<Name, Arc<Kept>>>,
     /// None if it does not matter, or is not known.
@@ -69,11 +71,12 @@ pub(super) enum Offer {
 }
 
 impl Templates {
-    /// Those of no image.
-    pub(super) fn new(state_dir: &Path) -> Self {
+    /// Those of no image. `basedir` is the worker's.
+    pub(super) fn new(state_dir: &Path, basedir: &Path) -> Self {
         let processor = Processor::of_host().inspect_err(|error| warn!("look at the host's processor: {error:#}"));
         Templates {
             directory: directory(state_dir),
+            basedir: basedir.to_owned(),
             images: Mutex::default(),
             processor: processor.ok(),
             wanted: Notify::new(),
@@ -129,8 +132,8 @@ impl Templates {
     }
 
     /// Those of images that have some, without any that is there already.
-    pub(super) fn peek(state_dir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
-        let templates = Templates::new(state_dir);
+    pub(super) fn peek(state_dir: &Path, basedir: &Path, images: &BTreeMap<Name, Arc<Image>>) -> Self {
+        let templates = Templates::new(state_dir, basedir);
         for (name, image) in with_templates(images) {
             templates.images().insert(name.clone(), Arc::new(Kept::new(image, Shelf::new(None))));
         }
@@ -226,7 +229,8 @@ impl Templates {
         hypervisor: &super::Hypervisor,
     ) -> anyhow::Result<(Ground, Inputs)> {
         let ground = generations.current(name, image)?;
-        let inputs = Inputs::of(image, &ground, &hypervisor.qemu, hypervisor.accelerator, self.processor.as_ref())?;
+        let processor = self.processor.as_ref();
+        let inputs = Inputs::of(image, &ground, &self.basedir, &hypervisor.qemu, hypervisor.accelerator, processor)?;
         Ok((ground, inputs))
     }
 

@@ -21,6 +21,7 @@ use tracing::{info, warn};
 
 use super::inputs::{Inputs, Key};
 use crate::pool::generations::Ground;
+use crate::pool::guest_basedir::GuestBasedir;
 use crate::pool::published::{self, Unfinished};
 use crate::pool::state_dir::write_whole;
 
@@ -65,6 +66,8 @@ pub(in crate::pool) struct Manifest {
     pub memory_used: u64,
     /// The guest's own ssh key.
     pub host_key: String,
+    /// What the worker's base directory is called in it.
+    pub basedir: GuestBasedir,
 }
 
 impl Manifest {
@@ -81,6 +84,7 @@ pub(super) struct Frozen {
     pub generation: u32,
     pub took: f64,
     pub host_key: String,
+    pub basedir: GuestBasedir,
     /// The rights of the memory's file.
     pub memory_mode: u32,
 }
@@ -111,6 +115,7 @@ pub(super) fn publish(unfinished: Unfinished, parent: &Path, frozen: Frozen) -> 
         disk: metadata(DISK)?.len(),
         memory_used: memory.blocks().saturating_mul(512),
         host_key: frozen.host_key,
+        basedir: frozen.basedir,
     };
     let unfinished = unfinished.seal(&manifest)?;
     // One of the same key that is bad may still have clones.

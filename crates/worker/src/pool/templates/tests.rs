@@ -5,6 +5,7 @@ use super::template::{DISK, Frozen, MEMORY, STATE, publish};
 use super::*;
 use crate::config::{Config, Overrides};
 use crate::core_tasks::CoreTasks;
+use crate::pool::GuestBasedir;
 use crate::pool::Hypervisor;
 use crate::pool::published::Unfinished;
 
@@ -42,7 +43,7 @@ impl Site {
     /// Starts, so to say, a worker.
     async fn open(&self) -> (Generations, Templates) {
         let generations = Generations::open(self.directory.path(), &self.images, &CoreTasks::new().0);
-        let templates = Templates::new(self.directory.path());
+        let templates = Templates::new(self.directory.path(), Path::new("/srv/w"));
         templates.begin(&self.images, &generations, &self.hypervisor).await;
         (generations, templates)
     }
@@ -58,8 +59,14 @@ impl Site {
         fs::File::create(path(MEMORY)).and_then(|file| file.set_len(1 << 20)).expect("made");
         fs::write(path(STATE), "state").expect("written");
         self.hypervisor.qemu.create_overlay(&ground.base, &path(DISK)).await.expect("created");
-        let frozen =
-            Frozen { inputs, generation: ground.number, took: 5.5, host_key: String::new(), memory_mode: 0o400 };
+        let frozen = Frozen {
+            inputs,
+            generation: ground.number,
+            took: 5.5,
+            host_key: String::new(),
+            basedir: GuestBasedir::of_host(Path::new("/srv/w")),
+            memory_mode: 0o400,
+        };
         publish(unfinished, &parent, frozen).expect("published").0
     }
 
@@ -177,7 +184,7 @@ async fn what_a_later_run_can_not_use_is_removed_at_its_start() {
     // An image that has none any more.
     site.publish(&generations, &templates).await;
     let none = BTreeMap::new();
-    Templates::new(site.directory.path()).begin(&none, &generations, &site.hypervisor).await;
+    Templates::new(site.directory.path(), Path::new("/srv/w")).begin(&none, &generations, &site.hypervisor).await;
     assert!(!site.directory.path().join("templates/a").exists());
 }
 
@@ -244,7 +251,7 @@ async fn a_template_stays_if_its_image_changes_in_what_it_is_not_made_of() {
 #[tokio::test]
 async fn the_place_where_templates_are_made_is_had_by_one_at_a_time() {
     let directory = tempfile::tempdir().expect("a directory");
-    let templates = Templates::new(directory.path());
+    let templates = Templates::new(directory.path(), Path::new("/srv/w"));
     let wanted = templates.way_wanted.subscribe();
     let making = templates.place.lock().await;
     let mut clearing = Box::pin(templates.clear_place());

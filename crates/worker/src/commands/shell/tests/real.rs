@@ -1,5 +1,7 @@
 //! Real programs, on this host and in a guest.
 
+use std::path::PathBuf;
+
 use tokio::time::{Duration, timeout};
 
 use super::super::*;
@@ -115,6 +117,20 @@ fn many_log_files_are_shown_to_their_ends(at: Where) {
     }
 }
 
+fn a_log_file_that_can_not_be_is_told(at: Where) {
+    let stage = Stage::new(at);
+    let logfile =
+        |name: &str, filename: PathBuf| protocol::command::Logfile { name: name.to_owned(), filename, follow: false };
+    let logfiles = vec![
+        logfile("lost", stage.path("elsewhere/k.log")),
+        logfile("late", stage.path("work/k.log")),
+        logfile("lazy", "sub/k.log".into()),
+    ];
+    let told = told(&stage, "echo done", |shell| shell.logfiles = logfiles);
+    let why = "header log file lost: nothing to show, as there is no directory ROOT/elsewhere\n";
+    assert_eq!(told, ["stdout done\n", why, "rc 0", "header elapsedTime=T\n", "elapsed", "complete None"]);
+}
+
 fn a_log_file_that_is_followed_begins_where_it_ended_when_it_was_noticed(at: Where) {
     let stage = Stage::with(at, &[("work/k.log", "old\n")]);
     let logfile = protocol::command::Logfile { name: "kernel".to_owned(), filename: "k.log".into(), follow: true };
@@ -213,4 +229,5 @@ everywhere! {
     a_log_file_is_shown_to_its_end_whatever_becomes_of_its_name
     a_log_file_that_is_cut_short_is_shown_from_its_beginning_again
     many_log_files_are_shown_to_their_ends
+    a_log_file_that_can_not_be_is_told
 }
