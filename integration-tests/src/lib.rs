@@ -5,6 +5,7 @@
 //! KvmHost   a worker's directories, ports and configuration; what is left when the worker is gone is found here
 //! Worker    the worker's process
 //! Rig       one of each, for the tests that need no more
+//! PrivateRepository   a git repository behind a key or a password
 //! Line      a TCP proxy between the two, to cut or to wrap in TLS
 //! Terminal  a terminal, and a program that runs on it
 //! ServiceManager   what a worker is told to tell how it is
@@ -31,6 +32,7 @@ mod luck;
 mod machine_times;
 mod master;
 mod port;
+mod private;
 mod repository;
 mod rest;
 mod rig;
@@ -53,6 +55,7 @@ pub use line::{Certificates, Line};
 pub use luck::{luck, times};
 pub use master::{Master, MasterPlan, Protocol, Request};
 pub use port::Ports;
+pub use private::PrivateRepository;
 pub use repository::Repository;
 pub use rig::{GATE, Rig};
 pub use running::Running;

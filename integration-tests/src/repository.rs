@@ -1,6 +1,6 @@
 //! A git repository that builds clone, served as `git://` on loopback.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
@@ -21,17 +21,7 @@ impl Repository {
     /// Makes the repository, with one commit on the branch `main`, and serves it.
     pub fn serve() -> Result<Repository> {
         let directory = Scratch::new("repository")?;
-        let work = directory.path().join("hello");
-        let copied = Command::new("cp")
-            .arg("-R")
-            .arg(repository().join("contrib/examples/hello"))
-            .arg(&work)
-            .status()
-            .context("copy the example project")?;
-        ensure!(copied.success(), "copy the example project: cp ended with {copied}");
-        git(&work, &["init", "--quiet", "--initial-branch=main"])?;
-        git(&work, &["add", "."])?;
-        git(&work, &["commit", "--quiet", "--message=first"])?;
+        example(directory.path())?;
         let ports = Ports::reserve()?;
         // `git daemon` would be a process that starts another one, which outlives it.
         let programs = git(directory.path(), &["--exec-path"])?;
@@ -51,8 +41,24 @@ impl Repository {
     }
 }
 
+/// Makes a working tree of the example project with one commit, `hello` in a directory.
+pub(crate) fn example(directory: &Path) -> Result<PathBuf> {
+    let work = directory.join("hello");
+    let copied = Command::new("cp")
+        .arg("-R")
+        .arg(repository().join("contrib/examples/hello"))
+        .arg(&work)
+        .status()
+        .context("copy the example project")?;
+    ensure!(copied.success(), "copy the example project: cp ended with {copied}");
+    git(&work, &["init", "--quiet", "--initial-branch=main"])?;
+    git(&work, &["add", "."])?;
+    git(&work, &["commit", "--quiet", "--message=first"])?;
+    Ok(work)
+}
+
 /// Runs git without the configuration of the person who runs the tests, so that it makes the same commit each time.
-fn git(directory: &Path, arguments: &[&str]) -> Result<String> {
+pub(crate) fn git(directory: &Path, arguments: &[&str]) -> Result<String> {
     let mut command = Command::new("git");
     command.args(arguments).current_dir(directory).env("HOME", directory).env("GIT_CONFIG_NOSYSTEM", "1");
     for who in ["AUTHOR", "COMMITTER"] {

@@ -27,6 +27,7 @@ mod machine_log;
 mod machine_narrow;
 mod machine_network;
 mod machine_panic;
+mod machine_paths;
 mod machine_pause;
 mod machine_pool;
 mod machine_profile;
