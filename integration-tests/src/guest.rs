@@ -34,6 +34,11 @@ impl Guest {
         Guest::on_disk("debian-build.qcow2")
     }
 
+    /// A Debian with all that Buildbot's source steps run, too.
+    pub fn sources() -> Result<Guest> {
+        Guest::on_disk("debian-sources.qcow2")
+    }
+
     fn on_disk(disk: &str) -> Result<Guest> {
         Guest::of(disk, image_file)
     }
