@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use integration_tests::{Guest, Master, Protocol, Rig, SOON, WITH_GUESTS, contains_all, over_both_protocols};
 
-over_both_protocols!(shapes_of_real_factories_work);
+over_both_protocols!(sources_of_all_kinds_are_got, shapes_of_real_factories_work);
 
 /// A rig whose image `sources` has all that these builds need.
 fn rig(protocol: Protocol, python: &str, slots: i64) -> Result<Rig> {
@@ -17,6 +17,34 @@ fn rig(protocol: Protocol, python: &str, slots: i64) -> Result<Rig> {
         host.image("sources", Guest::sources()?);
         Ok(())
     })
+}
+
+fn sources_of_all_kinds_are_got(protocol: Protocol) -> Result<()> {
+    let rig = rig(
+        protocol,
+        "from buildbot_kvm import in_vm\n\
+         from sources import sources\n\
+         add_builder(c, 'host', sources())\n\
+         add_builder(c, 'guest', in_vm(sources(), image='sources'))",
+        1,
+    )?;
+    let expected = "\
+        bzr/file: bzr / file\n\
+        cvs/file: cvs / CVS file\n\
+        darcs/file: darcs / _darcs file\n\
+        git-copy/file: git more / file part\n\
+        git-retry/file: git more / file part\n\
+        git-shallow/file: git more / file part\n\
+        git-submodules/file: git more / file part\n\
+        hg/file: hg / file\n\
+        svn/file: svn / file\n";
+    for builder in ["host", "guest"] {
+        let build = rig.master.run_within(builder, WITH_GUESTS * 2)?;
+        build.succeeded().context(builder)?;
+        assert_eq!(build.step("look")?.stdio().stdout, expected, "{builder}");
+        contains_all(&build.step("git-retry")?.stdio().text(), &["late.git"])?;
+    }
+    rig.finish()
 }
 
 fn shapes_of_real_factories_work(protocol: Protocol) -> Result<()> {
