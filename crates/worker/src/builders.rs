@@ -108,7 +108,8 @@ impl Builders {
             debug!(builder, directory = %path.display(), "not made on this host, where no build runs");
             return true;
         }
-        let Err(error) = fs::create_dir_all(path) else { return true };
+        // Without a `.` at its end, which `mkdir` makes as little as `Path::parent` sees it.
+        let Err(error) = fs::create_dir_all(path.components().collect::<PathBuf>()) else { return true };
         warn!(
             builder,
             directory = %path.display(),

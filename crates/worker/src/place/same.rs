@@ -129,6 +129,7 @@ fn refusal_is_the_systems(at: Where) {
             ("f", Err(libc::EEXIST)),
             ("f/x", Err(libc::ENOTDIR)),
             ("broken", Err(libc::EEXIST)),
+            ("new/deep/.", Ok(())),
             (&long, Err(libc::ENAMETOOLONG)),
         ] {
             assert_eq!(number(place.make_directory(&root.join(name)).await), expected, "mkdir {name}");
@@ -177,7 +178,7 @@ fn refusal_is_the_systems(at: Where) {
         let mut left: Vec<_> =
             fs::read_dir(&root).expect("names").map(|entry| entry.expect("a name").file_name()).collect();
         left.sort();
-        assert_eq!(left, ["d", "loop", "pipe", "socket"]);
+        assert_eq!(left, ["d", "loop", "new", "pipe", "socket"]);
     });
 }
 
