@@ -77,7 +77,7 @@ impl Session {
         Ok(Self { shared: Arc::new(shared) })
     }
 
-    /// Returns the key the server presented: after [`HostKeyPolicy::Learn`](crate::HostKeyPolicy::Learn), the one to pin.
+    /// Returns the key the server presented: after [`HostKeyPolicy::Learn`], the one to pin.
     pub fn host_key(&self) -> &HostKey {
         &self.shared.host_key
     }
