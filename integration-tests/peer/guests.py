@@ -106,6 +106,8 @@ class Guests:
             "host_key": (self.images / "host_key.pub").read_text().strip(),
             "boot_timeout": BOOT_TIMEOUT,
             "template": True,
+            # By default it is the path that the host has, and each test has another one.
+            "guest_basedir": "/home/buildbot",
         }
         pool = {"slots": SLOTS, "ssh_port_base": self._first_port, "accel": "tcg"}
         tables: dict[str, dict[str, Any]] = {

@@ -25,6 +25,11 @@ pub(crate) fn image_file(name: &str) -> Result<PathBuf> {
     existing(cache().join("images").join(name), "scripts/setup image")
 }
 
+/// A file of the guest with the clients of version control systems.
+pub(crate) fn sources_image_file(name: &str) -> Result<PathBuf> {
+    existing(cache().join("images-sources").join(name), "scripts/setup sources")
+}
+
 /// A file of the guest with systemd.
 pub(crate) fn systemd_image_file(name: &str) -> Result<PathBuf> {
     existing(cache().join("images-systemd").join(name), "scripts/setup image-systemd")

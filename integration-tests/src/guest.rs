@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use toml::{Table, Value};
 
-use crate::artefacts::image_file;
+use crate::artefacts::{image_file, sources_image_file};
 
 /// Keys of `[images.NAME]` that a template does not depend on.
 const NOT_FROZEN: [&str; 6] =
@@ -36,7 +36,7 @@ impl Guest {
 
     /// A Debian with all that Buildbot's source steps run, too.
     pub fn sources() -> Result<Guest> {
-        Guest::on_disk("debian-sources.qcow2")
+        Ok(Guest::of("debian-sources.qcow2", sources_image_file)?.booting())
     }
 
     fn on_disk(disk: &str) -> Result<Guest> {
@@ -64,7 +64,9 @@ impl Guest {
             .with("host_key", host_key.trim())
             .with("shutdown", "sudo poweroff")
             .with("boot_timeout", 120)
-            .with("template", true);
+            .with("template", true)
+            // By default it is the path that the host has, which is another one in each test.
+            .with("guest_basedir", "/home/buildbot");
         Ok(Guest { has_shared_template: true, ..guest })
     }
 
@@ -113,6 +115,7 @@ impl Guest {
         if self.has_shared_template && !NOT_FROZEN.contains(&key) {
             self.has_shared_template = false;
             self.table.remove("template");
+            self.table.remove("guest_basedir");
         }
     }
 }

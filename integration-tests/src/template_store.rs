@@ -95,7 +95,8 @@ fn make(table: &Table, place: &Path) -> Result<()> {
 fn number(table: &Table) -> Result<u64> {
     let mut hasher = DefaultHasher::new();
     table.to_string().hash(&mut hasher);
-    let named = table.values().filter_map(Value::as_str).filter(|text| text.starts_with('/')).map(PathBuf::from);
+    let named = |key: &str| table.get(key).and_then(Value::as_str).map(PathBuf::from);
+    let named = ["disk", "kernel", "initrd", "key"].into_iter().filter_map(named);
     for file in named.chain([worker_binary()?, in_path("qemu-system-x86_64")?]) {
         let metadata = fs::metadata(&file).with_context(|| format!("look at {}", file.display()))?;
         (file, metadata.len(), metadata.mtime(), metadata.mtime_nsec()).hash(&mut hasher);

@@ -38,7 +38,7 @@ fn same_factory_gives_the_same_on_the_host_and_in_a_machine(protocol: Protocol) 
         ))
         .start()?;
     let rig = Rig::of(master, |host| {
-        host.image("build", Guest::build()?);
+        host.image("build", Guest::build()?.booting());
         Ok(())
     })?;
     let basedir = rig.host.basedir().display().to_string();

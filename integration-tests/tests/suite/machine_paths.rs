@@ -166,6 +166,7 @@ fn guest_that_can_not_have_the_configured_basedir_does_not_start() -> Result<()>
 }
 
 #[test]
+#[ignore = "long: the whole pipeline of the demo"]
 fn pipeline_of_the_example_has_a_private_repository() -> Result<()> {
     let repository = PrivateRepository::serve()?;
     let basedir = rooted_basedir()?;
@@ -195,8 +196,8 @@ fn pipeline_of_the_example_has_a_private_repository() -> Result<()> {
         .start()?;
     let rig = Rig::of(master, |host| {
         host.set("worker.basedir", basedir.path().join("base").display().to_string());
-        host.image("debian-build", Guest::build()?);
-        host.image("debian-plain", Guest::plain()?);
+        host.image("debian-build", Guest::build()?.booting());
+        host.image("debian-plain", Guest::plain()?.booting());
         Ok(())
     })?;
     let build = rig.master.run_within("demo", WITH_GUESTS * 2)?;

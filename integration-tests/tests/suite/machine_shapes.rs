@@ -5,7 +5,12 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use integration_tests::{Guest, Master, Protocol, Rig, SOON, WITH_GUESTS, contains_all, over_both_protocols};
 
-over_both_protocols!(sources_of_all_kinds_are_got, shapes_of_real_factories_work);
+over_both_protocols!(
+    #[ignore = "long: checkouts by ten clients, twice"]
+    sources_of_all_kinds_are_got,
+    #[ignore = "long: waits for logs of 32 files and for a step that is silent"]
+    shapes_of_real_factories_work,
+);
 
 /// A rig whose image `sources` has all that these builds need.
 fn rig(protocol: Protocol, python: &str, slots: i64) -> Result<Rig> {
