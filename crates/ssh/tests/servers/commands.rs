@@ -35,7 +35,7 @@ fn signalled(name: &str) -> Exit {
 }
 
 /// Reads until the process has exited, and returns how.
-async fn exit(process: &mut Process) -> Exit {
+pub(crate) async fn exit(process: &mut Process) -> Exit {
     let exited = async {
         loop {
             match process.next().await.expect("a living connection") {

@@ -4,12 +4,13 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use ssh::{
-    ConnectError, CopyOptions, Detour, Event, Exec, Exit, HostKeyPolicy, Process, Processor, Session, Signal,
-    Signalled, Target, Timing,
+    ConnectError, CopyOptions, Detour, Event, Exec, Exit, HostKeyPolicy, Processor, Session, Signal, Signalled, Target,
+    Timing,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
+use crate::commands::exit;
 use crate::server::{Kind, Server, keygen};
 
 /// No step of these tests should take that long.
@@ -152,19 +153,6 @@ const ONE: &str = "MaxSessions 1";
 /// What a signal reaches that goes over another connection to a server with [`ONE`] session on each.
 fn beside(processes: u32) -> Signalled {
     Signalled { processes, detour: Some(Detour::Connection { most: 1 }) }
-}
-
-async fn exit(process: &mut Process) -> Exit {
-    let exited = async {
-        loop {
-            match process.next().await.expect("a living connection") {
-                Some(Event::Exited(exit)) => return exit,
-                Some(_) => {}
-                None => panic!("it ended without an exit"),
-            }
-        }
-    };
-    timeout(SOON, exited).await.expect("an exit")
 }
 
 #[tokio::test]
