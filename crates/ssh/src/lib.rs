@@ -25,6 +25,7 @@ mod session;
 mod shell;
 mod signal;
 mod stdin;
+mod tar_time;
 mod target;
 
 pub use copy::{Copied, CopyError, CopyOptions, Limits, Side, Skipped};
@@ -39,4 +40,5 @@ pub use session::Session;
 pub use shell::{Shell, Unquotable};
 pub use signal::{Detour, Signal, Signalled, UnknownSignal};
 pub use stdin::{Stdin, StdinClosed};
+pub use tar_time::TarTime;
 pub use target::{Processor, Target, Timing};

@@ -8,6 +8,7 @@ use std::io::{self, Read, Write};
 use tar::{EntryType, Header, PaxExtensions};
 
 use super::error::CopyError;
+use crate::tar_time::TarTime;
 
 pub(super) const BLOCK: usize = 512;
 
@@ -26,16 +27,7 @@ pub(super) struct Entry {
     /// The permission bits, of which only 0o777 are ever used.
     pub mode: u32,
     /// The modification time.
-    pub mtime: Time,
-}
-
-/// A moment, as a file system has it.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Time {
-    /// Since 1970; negative before.
-    pub seconds: i64,
-    /// And so many after that.
-    pub nanoseconds: u32,
+    pub mtime: TarTime,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +58,7 @@ pub(super) fn write(to: &mut impl Write, entry: &Entry) -> io::Result<()> {
         Kind::Hardlink { target } => (EntryType::Link, 0, target),
         Kind::Special { what } => return Err(io::Error::other(format!("no archive holds a {what}"))),
     };
-    let mut header = header(kind, entry.mode & 0o777, entry.mtime.seconds, size);
+    let mut header = header(kind, entry.mode & 0o777, entry.mtime, size);
     let Some(gnu) = header.as_gnu_mut() else { return Err(io::Error::other("not a GNU header")) };
     let (name_field, link_field) = (gnu.name.len(), gnu.linkname.len());
     fill(&mut gnu.name, &entry.path);
@@ -77,80 +69,23 @@ pub(super) fn write(to: &mut impl Write, entry: &Entry) -> io::Result<()> {
     if link.len() > link_field {
         long(to, EntryType::GNULongLink, link)?;
     }
-    if entry.mtime.nanoseconds > 0 {
+    if let Some(contents) = entry.mtime.pax_header() {
         // GNU tar knows it; busybox's passes it by, and keeps the second.
-        extension(to, EntryType::XHeader, b"./PaxHeaders/mtime", &pax_record("mtime", &entry.mtime.to_string()))?;
+        extension(to, EntryType::XHeader, b"./PaxHeaders/mtime", &contents)?;
     }
     header.set_cksum();
     to.write_all(header.as_bytes())
 }
 
-/// A record of a pax header: its own length in digits, which count, a key and a value.
-fn pax_record(key: &str, value: &str) -> Vec<u8> {
-    let rest = format!(" {key}={value}\n");
-    let mut length = rest.len();
-    while length.to_string().len() + rest.len() != length {
-        length = length.to_string().len() + rest.len();
-    }
-    format!("{length}{rest}").into_bytes()
-}
-
-impl std::fmt::Display for Time {
-    /// As pax headers have it: a decimal number.
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.seconds, self.nanoseconds) {
-            (seconds, nanoseconds) if seconds < 0 && nanoseconds > 0 => {
-                write!(f, "-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds)
-            }
-            (seconds, nanoseconds) => write!(f, "{seconds}.{nanoseconds:09}"),
-        }
-    }
-}
-
-impl std::str::FromStr for Time {
-    type Err = ();
-
-    fn from_str(text: &str) -> Result<Self, ()> {
-        let (sign, number) = text.strip_prefix('-').map_or((1, text), |number| (-1, number));
-        let (seconds, fraction) = number.split_once('.').unwrap_or((number, ""));
-        let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-        if !digits(seconds) || !digits(fraction) {
-            return Err(());
-        }
-        let seconds = seconds.parse::<i64>().map_err(|_| ())?;
-        let mut nanoseconds = 0;
-        for place in 0..9 {
-            nanoseconds = nanoseconds * 10 + fraction.as_bytes().get(place).map_or(0, |digit| u32::from(digit - b'0'));
-        }
-        Ok(match (sign, nanoseconds) {
-            (1, _) => Time { seconds, nanoseconds },
-            (_, 0) => Time { seconds: -seconds, nanoseconds },
-            _ => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
-        })
-    }
-}
-
-fn header(kind: EntryType, mode: u32, mtime: i64, size: u64) -> Header {
+fn header(kind: EntryType, mode: u32, mtime: TarTime, size: u64) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(mode);
-    set_mtime(&mut header, mtime);
+    mtime.set(&mut header);
     header.set_size(size);
     header.set_uid(0);
     header.set_gid(0);
     header
-}
-
-/// Before 1970 it is a binary number with all bits above set, as both tars have it.
-fn set_mtime(header: &mut Header, mtime: i64) {
-    match u64::try_from(mtime) {
-        Ok(mtime) => header.set_mtime(mtime),
-        Err(_) => {
-            let field = &mut header.as_old_mut().mtime;
-            field.fill(0xff);
-            field[4..].copy_from_slice(&mtime.to_be_bytes());
-        }
-    }
 }
 
 fn fill(field: &mut [u8], bytes: &[u8]) {
@@ -166,7 +101,7 @@ fn long(to: &mut impl Write, kind: EntryType, name: &[u8]) -> io::Result<()> {
 /// Writes something more about the entry that follows.
 fn extension(to: &mut impl Write, kind: EntryType, name: &[u8], contents: &[u8]) -> io::Result<()> {
     let size = contents.len() as u64;
-    let mut header = header(kind, 0, 0, size);
+    let mut header = header(kind, 0, TarTime::default(), size);
     if let Some(gnu) = header.as_gnu_mut() {
         fill(&mut gnu.name, name);
     }
@@ -248,7 +183,7 @@ struct Extended {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
     size: Option<u64>,
-    mtime: Option<Time>,
+    mtime: Option<TarTime>,
 }
 
 fn entry(header: &Header, kind: EntryType, size: u64, more: Extended) -> Result<Entry, CopyError> {
@@ -270,10 +205,7 @@ fn entry(header: &Header, kind: EntryType, size: u64, more: Extended) -> Result<
     let mode = header.mode().map_err(|_| hostile("a mode is no number"))? & 0o777;
     let mtime = match more.mtime {
         Some(mtime) => mtime,
-        // One before 1970 is read as if it had no sign.
-        None => {
-            Time { seconds: header.mtime().map_err(|_| hostile("a time is no number"))?.cast_signed(), nanoseconds: 0 }
-        }
+        None => TarTime::of_header(header).map_err(|_| hostile("a time is no number"))?,
     };
     Ok(Entry { kind, path, mode, mtime })
 }
@@ -311,7 +243,7 @@ impl Extended {
                     self.size = Some(size.ok_or_else(|| hostile("a size is no number"))?);
                 }
                 b"mtime" => {
-                    let mtime = text().and_then(|text| text.parse().ok());
+                    let mtime = text().and_then(TarTime::parse);
                     self.mtime = Some(mtime.ok_or_else(|| hostile("a time is no number"))?);
                 }
                 _ => {}
@@ -330,13 +262,14 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::tar_time::pax_record;
 
     fn file(path: &[u8], size: u64) -> Entry {
         Entry {
             kind: Kind::File { size },
             path: path.to_vec(),
             mode: 0o640,
-            mtime: Time { seconds: 1_234_567_890, nanoseconds: 0 },
+            mtime: TarTime { seconds: 1_234_567_890, nanoseconds: 0 },
         }
     }
 
@@ -360,13 +293,13 @@ mod tests {
         bad[0] = b'b';
         check_hostile(&bad, "a header's checksum is wrong");
         check_hostile(&good[..100], "it ends within a header");
-        let mut huge = header(EntryType::GNULongName, 0, 0, 1 << 40);
+        let mut huge = header(EntryType::GNULongName, 0, TarTime::default(), 1 << 40);
         huge.set_cksum();
         check_hostile(huge.as_bytes(), "a name is longer than 16384 bytes");
-        let mut odd = header(EntryType::new(b'Q'), 0, 0, 0);
+        let mut odd = header(EntryType::new(b'Q'), 0, TarTime::default(), 0);
         odd.set_cksum();
         check_hostile(odd.as_bytes(), "an entry has type 'Q'");
-        let mut sized = header(EntryType::Directory, 0, 0, 10);
+        let mut sized = header(EntryType::Directory, 0, TarTime::default(), 10);
         sized.set_cksum();
         check_hostile(sized.as_bytes(), "an entry without contents has a size");
         check_hostile(&[0xff; BLOCK], "a header's checksum is wrong");
@@ -376,24 +309,6 @@ mod tests {
         }
         check_hostile(&extensions, "an entry has too many extension headers");
         check_hostile(&extensions[..2 * BLOCK], "it ends after an extension header");
-    }
-
-    #[test]
-    fn a_time_is_a_decimal_number() {
-        let check = |seconds, nanoseconds, text: &str| {
-            let time = Time { seconds, nanoseconds };
-            assert_eq!((time.to_string().as_str(), text.parse()), (text, Ok(time)));
-        };
-        check(0, 0, "0.000000000");
-        check(12, 345_000_000, "12.345000000");
-        check(-1, 999_999_999, "-0.000000001");
-        check(-1000, 0, "-1000.000000000");
-        check(-1001, 750_000_000, "-1000.250000000");
-        assert_eq!("7".parse(), Ok(Time { seconds: 7, nanoseconds: 0 }));
-        assert_eq!("7.12345678999".parse(), Ok(Time { seconds: 7, nanoseconds: 123_456_789 }));
-        for bad in ["+1", "x", "1.x", "--1", "99999999999999999999"] {
-            assert_eq!(bad.parse::<Time>(), Err(()), "{bad}");
-        }
     }
 
     #[test]
@@ -420,7 +335,7 @@ mod tests {
             seconds in -1i64 << 40..1 << 40,
             nanoseconds in 0u32..1_000_000_000,
         ) {
-            let mtime = Time { seconds, nanoseconds };
+            let mtime = TarTime { seconds, nanoseconds };
             let entries = [
                 Entry { kind: Kind::File { size: 0 }, path: path.clone(), mode, mtime },
                 Entry { kind: Kind::Directory, path: path.clone(), mode, mtime },

@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::OFlags;
 
-use super::archive::{self, Entry, Kind, Time};
+use super::archive::{self, Entry, Kind};
 use super::error::{CopyError, Side};
 use super::{Copied, Tally};
+use crate::tar_time::TarTime;
 
 /// How much of a file is read at once, in bytes.
 const READ: usize = 256 * 1024;
@@ -38,7 +39,12 @@ pub(super) fn pack(source: &Path, layout: Layout, tally: &mut Tally, to: impl Wr
         (Layout::Whole, false) => pack.file(source, b"data", &metadata)?,
     }
     if layout == Layout::Whole {
-        pack.head(&Entry { kind: Kind::File { size: 0 }, path: b"end".to_vec(), mode: 0o600, mtime: Time::default() })?;
+        pack.head(&Entry {
+            kind: Kind::File { size: 0 },
+            path: b"end".to_vec(),
+            mode: 0o600,
+            mtime: TarTime::default(),
+        })?;
     }
     archive::write_end(&mut pack.to).map_err(|_| cut())
 }
@@ -117,7 +123,7 @@ impl<W: Write> Pack<'_, W> {
     }
 
     fn directory(&mut self, path: &[u8], mode: u32, metadata: &Metadata) -> Result<(), CopyError> {
-        self.head(&Entry { kind: Kind::Directory, path: [path, b"/"].concat(), mode, mtime: mtime(metadata) })
+        self.head(&Entry { kind: Kind::Directory, path: [path, b"/"].concat(), mode, mtime: TarTime::of(metadata) })
     }
 
     fn leaf(&mut self, host: &Path, path: &[u8], metadata: &Metadata) -> Result<(), CopyError> {
@@ -127,7 +133,7 @@ impl<W: Write> Pack<'_, W> {
             self.tally.copied.links += 1;
             let target = fs::read_link(host).map_err(|error| CopyError::host("read", host, &error))?;
             let kind = Kind::Symlink { target: target.as_os_str().as_bytes().to_vec() };
-            return self.head(&Entry { kind, path: path.to_vec(), mode: 0o777, mtime: mtime(metadata) });
+            return self.head(&Entry { kind, path: path.to_vec(), mode: 0o777, mtime: TarTime::of(metadata) });
         }
         if kind.is_file() {
             return self.file(host, path, metadata);
@@ -157,7 +163,12 @@ impl<W: Write> Pack<'_, W> {
             if let Some(first) = self.linked.get(&identity) {
                 self.tally.file(0)?;
                 let kind = Kind::Hardlink { target: first.clone() };
-                return self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) });
+                return self.head(&Entry {
+                    kind,
+                    path: path.to_vec(),
+                    mode: metadata.mode(),
+                    mtime: TarTime::of(&metadata),
+                });
             }
             if self.linked.len() < MAX_LINKED {
                 self.linked.insert(identity, path.to_vec());
@@ -165,7 +176,7 @@ impl<W: Write> Pack<'_, W> {
         }
         self.tally.file(metadata.len())?;
         let kind = Kind::File { size: metadata.len() };
-        self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) })?;
+        self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: TarTime::of(&metadata) })?;
         self.contents(host, file.take(metadata.len()), metadata.len())
     }
 
@@ -192,10 +203,6 @@ impl<W: Write> Pack<'_, W> {
 
 fn changed(host: &Path) -> CopyError {
     CopyError::Changed { side: Side::Host, path: host.display().to_string() }
-}
-
-fn mtime(metadata: &Metadata) -> Time {
-    Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) }
 }
 
 /// Packs with its own count, and returns it.

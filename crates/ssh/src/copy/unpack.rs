@@ -13,10 +13,11 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
-use super::archive::{self, BLOCK, Entry, Kind, Time};
+use super::archive::{self, BLOCK, Entry, Kind};
 use super::error::{CopyError, Side};
 use super::{Copied, Tally};
 use crate::launch;
+use crate::tar_time::TarTime;
 
 /// How much is written at once, in bytes.
 const WRITE: usize = 256 * 1024;
@@ -74,7 +75,7 @@ struct Unpack<'a> {
     /// The name under which a file is written before it has its own.
     temporary: PathBuf,
     /// Directories whose mode and time must wait until nothing is written into them any more.
-    directories: Vec<(PathBuf, u32, Time)>,
+    directories: Vec<(PathBuf, u32, TarTime)>,
     tally: Tally,
     buffer: Vec<u8>,
 }
@@ -307,7 +308,7 @@ impl Unpack<'_> {
     }
 }
 
-fn times(mtime: Time) -> Timestamps {
+fn times(mtime: TarTime) -> Timestamps {
     let time = Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanoseconds.into() };
     Timestamps { last_access: time, last_modification: time }
 }
@@ -346,7 +347,7 @@ mod tests {
     const LIMITS: Limits = Limits { bytes: 1000, entries: 10 };
 
     /// Before 1970, and not at the beginning of a second.
-    const MTIME: Time = Time { seconds: -1000, nanoseconds: 123_456_789 };
+    const MTIME: TarTime = TarTime { seconds: -1000, nanoseconds: 123_456_789 };
 
     fn entry(kind: Kind, path: &str) -> Entry {
         Entry { kind, path: path.as_bytes().to_vec(), mode: 0o755, mtime: MTIME }

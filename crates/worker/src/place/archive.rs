@@ -13,6 +13,7 @@ use bzip2::write::BzEncoder;
 use flate2::write::GzEncoder;
 use futures_util::stream::poll_fn;
 use protocol::command::Compression;
+use ssh::TarTime;
 use tar::{Builder, EntryType, Header};
 use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
@@ -75,42 +76,9 @@ pub(super) struct Attributes {
     pub mode: u32,
     pub uid: u64,
     pub gid: u64,
-    pub mtime: Time,
+    pub mtime: TarTime,
     /// Major and minor number, if it is a device.
     pub device: Option<(u32, u32)>,
-}
-
-/// A moment: seconds since 1970, negative before, and nanoseconds after that.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub(super) struct Time {
-    pub seconds: i64,
-    pub nanoseconds: u32,
-}
-
-impl Time {
-    /// What a pax header says of it: a decimal number.
-    pub(super) fn parse(text: &str) -> Option<Self> {
-        let (negative, number) = text.strip_prefix('-').map_or((false, text), |number| (true, number));
-        let (seconds, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if !seconds.bytes().chain(fraction.bytes()).all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        let seconds: i64 = seconds.parse().ok()?;
-        let nanoseconds: u32 = format!("{fraction:0<9}").get(..9)?.parse().ok()?;
-        Some(match (negative, nanoseconds) {
-            (false, _) => Time { seconds, nanoseconds },
-            (true, 0) => Time { seconds: -seconds, nanoseconds },
-            (true, _) => Time { seconds: -seconds - 1, nanoseconds: 1_000_000_000 - nanoseconds },
-        })
-    }
-
-    fn text(self) -> String {
-        let Time { seconds, nanoseconds } = self;
-        match seconds < 0 && nanoseconds > 0 {
-            true => format!("-{}.{:09}", -(seconds + 1), 1_000_000_000 - nanoseconds),
-            false => format!("{seconds}.{nanoseconds:09}"),
-        }
-    }
 }
 
 impl Members {
@@ -147,7 +115,7 @@ impl Members {
         self.append(header, attributes.mtime, name, content)
     }
 
-    fn append(&mut self, mut header: Header, mtime: Time, name: &OsStr, content: impl Read) -> io::Result<()> {
+    fn append(&mut self, mut header: Header, mtime: TarTime, name: &OsStr, content: impl Read) -> io::Result<()> {
         let mut name = name.as_bytes().to_vec();
         if header.entry_type().is_dir() {
             name.push(b'/');
@@ -155,9 +123,9 @@ impl Members {
         if !fits(&mut header.as_old_mut().name, &name) {
             self.long_name(EntryType::GNULongName, &name)?;
         }
-        if mtime.nanoseconds > 0 {
+        if let Some(content) = mtime.pax_header() {
             // As Buildbot's worker does; the header itself has seconds alone.
-            self.extension(EntryType::XHeader, b"./PaxHeaders/mtime", &pax_record("mtime", &mtime.text()))?;
+            self.extension(EntryType::XHeader, b"./PaxHeaders/mtime", &content)?;
         }
         header.set_cksum();
         self.archive.append(&header, content)
@@ -178,41 +146,19 @@ impl Members {
     }
 }
 
-/// A record of a pax header: its own length in digits, which count, a key and a value.
-fn pax_record(key: &str, value: &str) -> Vec<u8> {
-    let rest = format!(" {key}={value}\n");
-    let mut length = rest.len();
-    while length.to_string().len() + rest.len() != length {
-        length = length.to_string().len() + rest.len();
-    }
-    format!("{length}{rest}").into_bytes()
-}
-
 fn header(kind: EntryType, attributes: &Attributes) -> Header {
     let mut header = Header::new_gnu();
     header.set_entry_type(kind);
     header.set_mode(attributes.mode & 0o7777);
     header.set_uid(attributes.uid);
     header.set_gid(attributes.gid);
-    set_mtime(&mut header, attributes.mtime.seconds);
+    attributes.mtime.set(&mut header);
     header.set_size(0);
     if let (Some((major, minor)), Some(gnu)) = (attributes.device, header.as_gnu_mut()) {
         gnu.set_device_major(major);
         gnu.set_device_minor(minor);
     }
     header
-}
-
-/// Before 1970 it is a binary number with all bits above set, as GNU tar has it and Python's `tarfile` reads it.
-fn set_mtime(header: &mut Header, seconds: i64) {
-    match u64::try_from(seconds) {
-        Ok(seconds) => header.set_mtime(seconds),
-        Err(_) => {
-            let field = &mut header.as_old_mut().mtime;
-            field.fill(0xff);
-            field[4..].copy_from_slice(&seconds.to_be_bytes());
-        }
-    }
 }
 
 /// Puts as much of `name` into a header's field as it takes, and says whether that was all.
@@ -292,26 +238,5 @@ impl Write for Queue {
         }
         let chunk = std::mem::take(&mut self.chunk).freeze();
         self.sender.blocking_send(Part::Chunk(chunk)).map_err(|_| io::ErrorKind::BrokenPipe.into())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_time_is_a_decimal_number() {
-        let check = |seconds, nanoseconds, text: &str| {
-            let time = Time { seconds, nanoseconds };
-            assert_eq!((time.text().as_str(), Time::parse(text)), (text, Some(time)));
-        };
-        check(12, 345_000_000, "12.345000000");
-        check(-1, 999_999_999, "-0.000000001");
-        check(-1001, 750_000_000, "-1000.250000000");
-        assert_eq!(Time::parse("-7"), Some(Time { seconds: -7, nanoseconds: 0 }));
-        assert_eq!(Time::parse("7.12345678999"), Some(Time { seconds: 7, nanoseconds: 123_456_789 }));
-        for bad in ["+1", "x", "1.x", "--1", "1.+5", "99999999999999999999"] {
-            assert_eq!(Time::parse(bad), None, "{bad}");
-        }
     }
 }

@@ -8,13 +8,13 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::time::{Duration, SystemTime};
 
 use nix::libc;
+use ssh::TarTime;
 use tar::{Archive, EntryType};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use std::sync::Arc;
 
-use super::archive::Time;
 use super::glob::python;
 use super::*;
 use crate::commands::scenery::{Scenery, Tools, Where, everywhere};
@@ -401,7 +401,7 @@ fn a_file_that_was_given_up_leaves_the_old_one(at: Where) {
 }
 
 /// One member: its kind, mode, owner, time, and content or target.
-type Member = (char, u32, u64, u64, Time, Vec<u8>);
+type Member = (char, u32, u64, u64, TarTime, Vec<u8>);
 
 /// What is in an archive, by name.
 fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member> {
@@ -416,7 +416,7 @@ fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member
         let header = entry.header().clone();
         let extensions = entry.pax_extensions().expect("extensions").into_iter().flatten();
         let mtime = extensions.flatten().find(|extension| extension.key() == Ok("mtime"));
-        let mtime = mtime.map(|mtime| mtime.value().ok().and_then(Time::parse).expect("a time"));
+        let mtime = mtime.map(|mtime| mtime.value().ok().and_then(TarTime::parse).expect("a time"));
         let mut content = Vec::new();
         match header.entry_type() {
             EntryType::Symlink | EntryType::Link => {
@@ -431,7 +431,7 @@ fn members(archive: &[u8], compression: Compression) -> BTreeMap<Vec<u8>, Member
             header.mode().expect("a mode"),
             number(header.uid()),
             number(header.gid()),
-            mtime.unwrap_or_else(|| Time { seconds: number(header.mtime()).cast_signed(), nanoseconds: 0 }),
+            mtime.unwrap_or_else(|| TarTime::of_header(&header).expect("a number")),
             content,
         );
         let twice = members.insert(entry.path_bytes().into_owned(), member);
@@ -447,7 +447,7 @@ async fn compare_packed(at: Where, place: &dyn Place, root: &Path, compression: 
     if at == Where::Busybox {
         // All that its tar knows of times.
         for (_, _, _, _, mtime, _) in expected.values_mut() {
-            *mtime = Time { seconds: mtime.seconds.max(0), nanoseconds: 0 };
+            *mtime = TarTime { seconds: mtime.seconds.max(0), nanoseconds: 0 };
         }
     }
     let packed = members(&pack_all(place, root, compression).await.expect("an archive"), compression);

@@ -15,6 +15,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use protocol::command::Compression;
+use ssh::TarTime;
 use tar::{Archive, EntryType, Header, PaxExtensions};
 use tokio::io::AsyncRead;
 use tokio_util::io::SyncIoBridge;
@@ -22,7 +23,7 @@ use tokio_util::io::SyncIoBridge;
 use super::output::Output;
 use super::{Guest, script};
 use crate::place::MAX_NAMES;
-use crate::place::archive::{Attributes, Members, Time, archive};
+use crate::place::archive::{Attributes, Members, archive};
 
 const PACK: &str = include_str!("pack.sh");
 
@@ -88,7 +89,7 @@ fn copy(mut stream: impl Read, members: &mut Members) -> io::Result<()> {
 struct Extended {
     name: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    mtime: Option<Time>,
+    mtime: Option<TarTime>,
 }
 
 impl Extended {
@@ -99,7 +100,7 @@ impl Extended {
             match record.key_bytes() {
                 b"path" => self.name = Some(value.to_vec()),
                 b"linkpath" => self.link = Some(value.to_vec()),
-                b"mtime" => self.mtime = record.value().ok().and_then(Time::parse),
+                b"mtime" => self.mtime = record.value().ok().and_then(TarTime::parse),
                 b"size" => return Err(bad("a size is in a pax header, which is not supported")),
                 _ => {}
             }
@@ -130,11 +131,7 @@ fn member(
         mode: header.mode()?,
         uid: header.uid()?,
         gid: header.gid()?,
-        mtime: extended.mtime.unwrap_or_else(|| Time {
-            // One before 1970 is read as if it had no sign.
-            seconds: header.mtime().unwrap_or(0).cast_signed(),
-            nanoseconds: 0,
-        }),
+        mtime: extended.mtime.unwrap_or_else(|| TarTime::of_header(header).unwrap_or_default()),
         device: match kind {
             EntryType::Char | EntryType::Block => header.device_major()?.zip(header.device_minor()?),
             _ => None,

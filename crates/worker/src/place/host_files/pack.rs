@@ -12,10 +12,11 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use protocol::command::Compression;
+use ssh::TarTime;
 use tar::EntryType;
 use tokio::io::AsyncRead;
 
-use super::super::archive::{Attributes, Members, Time, archive};
+use super::super::archive::{Attributes, Members, archive};
 
 /// Of how many files with several names the first name is remembered; the others are packed as files of their own.
 const MAX_LINKED: usize = 64 * 1024;
@@ -127,7 +128,7 @@ fn attributes(metadata: &Metadata) -> Attributes {
         mode: metadata.mode(),
         uid: metadata.uid().into(),
         gid: metadata.gid().into(),
-        mtime: Time { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) },
+        mtime: TarTime::of(metadata),
         device: device
             .then(|| (number(nix::sys::stat::major(metadata.rdev())), number(nix::sys::stat::minor(metadata.rdev())))),
     }
