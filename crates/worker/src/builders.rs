@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use tracing::{debug, info, warn};
 
 use crate::commands::vm::within;
+use crate::place::create_dir_all;
 
 /// The directory that describes the worker, which is no builder's.
 const INFO: &str = "info";
@@ -108,8 +109,7 @@ impl Builders {
             debug!(builder, directory = %path.display(), "not made on this host, where no build runs");
             return true;
         }
-        // Without a `.` at its end, which `mkdir` makes as little as `Path::parent` sees it.
-        let Err(error) = fs::create_dir_all(path.components().collect::<PathBuf>()) else { return true };
+        let Err(error) = create_dir_all(path) else { return true };
         warn!(
             builder,
             directory = %path.display(),

@@ -58,10 +58,15 @@ pub(super) async fn glob(pattern: &str) -> io::Result<Vec<PathBuf>> {
 
 /// See [`super::Place::make_directory`].
 pub(super) async fn make_directory(path: &Path) -> io::Result<()> {
+    let path = path.to_owned();
+    on_a_blocking_thread(move || create_dir_all(&path)).await
+}
+
+/// Makes a directory, and those above it, by whatever name. Blocks.
+pub(crate) fn create_dir_all(path: &Path) -> io::Result<()> {
     // Without a `.` at its end, as a master writes `build/.`: mkdir(2) makes no such thing, and what is above it is not what
     // `Path::parent` says.
-    let path: PathBuf = path.components().collect();
-    tokio::fs::create_dir_all(path).await
+    std::fs::create_dir_all(path.components().collect::<PathBuf>())
 }
 
 /// See [`super::Place::remove_file`].

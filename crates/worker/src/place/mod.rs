@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 
 pub(crate) use guest::{Guest, cause};
 pub(crate) use host::Host;
+pub(crate) use host_files::create_dir_all;
 
 /// Longer lists of names are refused: Banana carries no longer ones, and a pattern such as `/**` is a mistake.
 const MAX_NAMES: usize = 640 * 1024;
