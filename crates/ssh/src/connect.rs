@@ -5,15 +5,15 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use russh::client::{self, DisconnectReason, GexParams, Handle};
+use russh::client::{self, ChannelOpenHandle, DisconnectReason, GexParams, Handle, Msg};
 use russh::keys::{Algorithm, PrivateKeyWithHashAlg, PublicKeyOrCertificate};
-use russh::{AlgorithmKind, MethodSet, Preferred, cipher, compression, kex, mac};
+use russh::{AlgorithmKind, Channel, MethodSet, Names, Preferred, cipher, compression, kex, mac};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::session::State;
-use crate::{ConnectError, HostKey, HostKeyPolicy, Processor, Target, Timing};
+use crate::{ConnectError, HostKey, HostKeyPolicy, Processor, Target, Timing, said};
 
 /// How much one channel may receive before the guest must wait for us, in bytes.
 const WINDOW: u32 = 4 << 20;
@@ -82,8 +82,13 @@ const MACS: [mac::Name; 6] = [
 /// guest seconds.
 const GROUP: (usize, usize, usize) = (2048, 2048, 8192);
 
-/// How many of a server's names are shown at most.
-const MOST_NAMES: usize = 16;
+/// How many channels a server may try to open before the session is ended. It has no reason to open a single one, and russh
+/// remembers each until it can be answered.
+const MOST_REFUSED: u32 = 16;
+
+/// How much time lies between two key exchanges at least. A server may ask for one whenever it likes, and each takes a
+/// processor milliseconds; of ours one is due after each GiB.
+const KEYS_APART: Duration = Duration::from_millis(500);
 
 /// What a try came to.
 pub(crate) struct Connected {
@@ -152,7 +157,9 @@ async fn handshake(
     state: watch::Sender<State>,
 ) -> Result<Connected, ConnectError> {
     let seen = Arc::new(Mutex::new(None));
-    let client = Client { policy: target.host_key.clone(), seen: Arc::clone(&seen), state: state.clone() };
+    let (policy, state_of_client) = (target.host_key.clone(), state.clone());
+    let client =
+        Client { policy, seen: Arc::clone(&seen), state: state_of_client, refused: 0, next_keys: Instant::now() };
     let connected = client::connect_stream(Arc::new(config(target, timing)), stream, client).await;
     let host_key = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     let mut handle = connected.map_err(|error| match (&error, &target.host_key, &host_key) {
@@ -208,7 +215,7 @@ fn names(methods: &MethodSet) -> String {
 /// Sorts a failure during the handshake: a booting guest cuts connections short at any point.
 fn broken(target: &Target, error: &russh::Error) -> ConnectError {
     use russh::Error;
-    let (target, why) = (target.to_string(), error.to_string());
+    let (target, why) = (target.to_string(), said::line(&error.to_string()));
     match error {
         Error::NoCommonAlgo { kind, ours, theirs } => {
             ConnectError::Incompatible { target, why: nothing_in_common(kind, ours, theirs) }
@@ -233,10 +240,10 @@ fn nothing_in_common(kind: &AlgorithmKind, ours: &[String], theirs: &[String]) -
         AlgorithmKind::Mac => ("message authentication code", "MACs"),
         AlgorithmKind::Compression => ("compression", "Compression"),
     };
-    // Who narrows a server names few; the others are long.
-    let theirs = theirs.iter().take(MOST_NAMES).map(String::as_str).collect::<Vec<_>>().join(", ");
     format!(
-        "they have no {what} in common: the guest has {theirs:.400}; let it have one of {} as well (sshd_config's {setting})",
+        "they have no {what} in common: the guest has {}; let it have one of {} as well (sshd_config's {setting})",
+        // Who narrows a server names few.
+        said::line(&theirs.join(", ")),
         ours.join(", ")
     )
 }
@@ -283,16 +290,65 @@ pub(crate) struct Client {
     policy: HostKeyPolicy,
     seen: Arc<Mutex<Option<HostKey>>>,
     state: watch::Sender<State>,
+    /// How many channels the server tried to open.
+    refused: u32,
+    /// When keys may be exchanged again.
+    next_keys: Instant,
 }
 
 impl Client {
     fn ended(&self, why: String) {
         self.state.send_if_modified(|state| state.end(why));
     }
+
+    /// Takes note of a channel that is refused.
+    fn refuse(&mut self) -> Result<(), russh::Error> {
+        self.refused += 1;
+        if self.refused <= MOST_REFUSED {
+            return Ok(());
+        }
+        self.ended("the guest opens channel after channel to us, which no ssh server does".to_owned());
+        Err(russh::Error::Disconnect)
+    }
 }
 
+/// Refuses channels that a server opens, which russh would accept: we have nothing that a guest may reach. A
+/// `ChannelOpenHandle` that is dropped says so to the server.
+macro_rules! refuse {
+    ($($channel:ident($($what:ty),*);)*) => {$(
+        async fn $channel(
+            &mut self,
+            _: Channel<Msg>,
+            $(_: $what,)*
+            _: ChannelOpenHandle,
+            _: &mut client::Session,
+        ) -> Result<(), russh::Error> {
+            self.refuse()
+        }
+    )*};
+}
+
+/// What else a server may say has russh's own answer, which is to do nothing; the test below has the whole list.
 impl client::Handler for Client {
     type Error = russh::Error;
+
+    refuse! {
+        server_channel_open_agent_forward();
+        server_channel_open_direct_streamlocal(&str);
+        server_channel_open_direct_tcpip(&str, u32, &str, u32);
+        server_channel_open_forwarded_streamlocal(&str);
+        server_channel_open_forwarded_tcpip(&str, u32, &str, u32);
+        server_channel_open_session();
+        server_channel_open_unknown();
+        server_channel_open_x11(&str, u32);
+    }
+
+    async fn kex_done(&mut self, _: Option<&[u8]>, _: &Names, _: &mut client::Session) -> Result<(), russh::Error> {
+        // While this waits nothing is read, so that a guest that asks without end only slows itself down.
+        sleep_until(self.next_keys).await;
+        self.next_keys = Instant::now() + KEYS_APART;
+        Ok(())
+    }
 
     async fn check_server_key(&mut self, presented: &PublicKeyOrCertificate) -> Result<bool, russh::Error> {
         let PublicKeyOrCertificate::PublicKey { key, .. } = presented else {
@@ -309,15 +365,15 @@ impl client::Handler for Client {
 
     async fn disconnected(&mut self, reason: DisconnectReason<russh::Error>) -> Result<(), russh::Error> {
         match reason {
-            DisconnectReason::ReceivedDisconnect(said) => {
-                self.ended(format!("the server disconnected: {}", said.message));
+            DisconnectReason::ReceivedDisconnect(last) => {
+                self.ended(format!("the server disconnected: {}", said::line(&last.message)));
                 Ok(())
             }
             DisconnectReason::Error(error) => {
                 self.ended(match &error {
                     russh::Error::HUP => "the server closed the connection".to_owned(),
                     russh::Error::KeepaliveTimeout => "the guest no longer answers keepalives".to_owned(),
-                    error => error.to_string(),
+                    error => said::line(&error.to_string()),
                 });
                 Err(error)
             }
@@ -329,5 +385,75 @@ impl Drop for Client {
     /// The task is over, whether or not `disconnected` was called.
     fn drop(&mut self) {
         self.ended("the connection was closed".to_owned());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::path::PathBuf;
+    use std::process::Command;
+
+    /// All that russh asks of a client, and what we have decided: a method that is not ours must do nothing by itself.
+    const REFUSED: [&str; 8] = [
+        "server_channel_open_agent_forward",
+        "server_channel_open_direct_streamlocal",
+        "server_channel_open_direct_tcpip",
+        "server_channel_open_forwarded_streamlocal",
+        "server_channel_open_forwarded_tcpip",
+        "server_channel_open_session",
+        "server_channel_open_unknown",
+        "server_channel_open_x11",
+    ];
+    const OURS: [&str; 3] = ["check_server_key", "disconnected", "kex_done"];
+    const HARMLESS: [&str; 16] = [
+        "adjust_window",
+        "auth_banner",
+        "channel_close",
+        "channel_eof",
+        "channel_failure",
+        "channel_open_confirmation",
+        "channel_open_failure",
+        "channel_success",
+        "data",
+        "exit_signal",
+        "exit_status",
+        "extended_data",
+        "openssh_ext_host_keys_announced",
+        "should_accept_unknown_server_channel",
+        "window_adjusted",
+        "xon_xoff",
+    ];
+
+    /// Where cargo has a package's source.
+    fn source_of(package: &str) -> PathBuf {
+        let asked = Command::new(env!("CARGO"))
+            .args(["metadata", "--format-version=1", "--offline", "--locked", "--filter-platform"])
+            // What other systems need is not there.
+            .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
+            .args(["--manifest-path", concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")])
+            .output()
+            .expect("run cargo");
+        assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+        let text = String::from_utf8(asked.stdout).expect("JSON is UTF-8");
+        let manifest = text
+            .split("\"manifest_path\":\"")
+            .filter_map(|rest| rest.split('"').next())
+            .find(|path| path.contains(&format!("/{package}-")))
+            .expect("it is depended on");
+        PathBuf::from(manifest).parent().expect("a manifest is in a directory").to_owned()
+    }
+
+    #[test]
+    fn nothing_that_a_server_may_ask_of_russh_is_undecided() {
+        let source = std::fs::read_to_string(source_of("russh").join("src/client/mod.rs")).expect("russh's source");
+        let handler = source.split("pub trait Handler").nth(1).and_then(|rest| rest.split("\n}\n").next());
+        let asked: BTreeSet<&str> = handler
+            .expect("russh has a trait of that name")
+            .lines()
+            .filter_map(|line| line.strip_prefix("    fn ")?.split('(').next())
+            .collect();
+        let decided: BTreeSet<&str> = REFUSED.into_iter().chain(OURS).chain(HARMLESS).collect();
+        assert_eq!(asked, decided);
     }
 }

@@ -21,6 +21,7 @@ mod output;
 mod process;
 mod pump;
 mod ready;
+mod said;
 mod session;
 mod shell;
 mod signal;

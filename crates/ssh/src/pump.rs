@@ -17,7 +17,7 @@ use crate::output::Sender;
 use crate::process::{Event, Exit};
 use crate::session::Shared;
 use crate::signal::{self, Signal, Tree};
-use crate::{ExecError, Lost};
+use crate::{ExecError, Lost, said};
 
 /// How long an abandoned command may take to die, its last output included.
 const ABANDON_WAIT: Duration = Duration::from_secs(20);
@@ -229,7 +229,7 @@ impl Pump {
             }
         }
         text.truncate(MAX_WHY);
-        let text = String::from_utf8_lossy(&text).trim().to_owned();
+        let text = said::text(&String::from_utf8_lossy(&text));
         match (&self.exit, text.is_empty()) {
             (_, false) => text,
             (Some(exit), true) => format!("the login shell ended with {exit} and said nothing"),
@@ -253,7 +253,8 @@ impl Pump {
                 if let Err(error) = killed
                     && !self.shared.is_lost()
                 {
-                    tracing::warn!(%error, "abandoned command may still run in the guest");
+                    let error = said::line(&error.to_string());
+                    tracing::warn!(error, "abandoned command may still run in the guest");
                 }
                 return;
             }
@@ -287,7 +288,7 @@ impl Pump {
 
 fn name(signal: Sig) -> String {
     match signal {
-        Sig::Custom(name) => name,
+        Sig::Custom(name) => said::line(&name),
         Sig::ABRT => "ABRT".to_owned(),
         Sig::ALRM => "ALRM".to_owned(),
         Sig::FPE => "FPE".to_owned(),

@@ -10,7 +10,7 @@ use crate::process::{Event, Exit, Process};
 use crate::session::Session;
 use crate::shell::Shell;
 use crate::signal::Signal;
-use crate::{Exec, Lost};
+use crate::{Exec, Lost, said};
 
 /// How much of what the guest's tools say is kept, in bytes.
 const MAX_SAID: usize = 4096;
@@ -199,7 +199,7 @@ impl Lines {
         if !self.partial.is_empty() {
             self.line();
         }
-        String::from_utf8_lossy(&self.said).trim().to_owned()
+        said::text(&String::from_utf8_lossy(&self.said))
     }
 }
 
