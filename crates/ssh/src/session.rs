@@ -1,7 +1,6 @@
 //! One connection with one guest, over which everything else runs.
 
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +14,8 @@ use crate::channel::Channels;
 use crate::connect::{self, Client, Connected};
 use crate::copy::{self, Copied, CopyError, CopyOptions};
 use crate::{
-    ConnectError, Dialect, Exec, ExecError, HostKey, HostKeyPolicy, Lost, Process, Processor, Target, Timing, process,
+    ConnectError, Dialect, Exec, ExecError, HostKey, HostKeyPolicy, HostPath, Lost, Process, Processor, Target, Timing,
+    process,
 };
 
 /// How long [`Session::close`] waits for the connection to end politely.
@@ -107,7 +107,7 @@ impl Session {
     /// a directory copied onto an existing one is merged into it. Symbolic links within a directory are copied as links.
     pub async fn copy_in(
         &self,
-        from: &Path,
+        from: &HostPath,
         to: impl Into<Vec<u8>>,
         options: &CopyOptions,
     ) -> Result<Copied, CopyError> {
@@ -117,11 +117,11 @@ impl Session {
     /// Copies a guest file, or a directory with all it holds, to the host, by the rules of [`Session::copy_in`].
     ///
     /// The guest is not trusted: whatever it sends, nothing is written outside the destination, through a symbolic link,
-    /// or beyond [`CopyOptions::limits`], and no device or setuid file is made.
+    /// or beyond [`CopyOptions::limits`], and no device or setuid file is made. Of a file, nothing but a file arrives.
     pub async fn copy_out(
         &self,
         from: impl Into<Vec<u8>>,
-        to: &Path,
+        to: &HostPath,
         options: &CopyOptions,
     ) -> Result<Copied, CopyError> {
         copy::copy_out(self, &from.into(), to, options).await

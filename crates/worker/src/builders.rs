@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tracing::{debug, info, warn};
 
-use crate::commands::vm::within;
+use crate::host_access::make_below;
 use crate::place::create_dir_all;
 
 /// The directory that describes the worker, which is no builder's.
@@ -105,11 +105,17 @@ impl Builders {
     }
 
     fn make(&mut self, builder: Option<&str>, path: &Path, bounds: Bounds<'_>) -> bool {
-        if !bounds.host && within(&[bounds.basedir], path).is_err() {
-            debug!(builder, directory = %path.display(), "not made on this host, where no build runs");
-            return true;
-        }
-        let Err(error) = create_dir_all(path) else { return true };
+        // Where builds run in machines only, what is in the worker's directory may be theirs, and nothing else is the master's.
+        let made = if bounds.host { create_dir_all(path).map(|()| true) } else { make_below(bounds.basedir, path) };
+        let error = match made {
+            Ok(made) => {
+                if !made {
+                    debug!(builder, directory = %path.display(), "not made on this host, where no build runs");
+                }
+                return true;
+            }
+            Err(error) => error,
+        };
         warn!(
             builder,
             directory = %path.display(),
@@ -270,10 +276,11 @@ mod tests {
         let (basedir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let absolute = elsewhere.path().join("x").display().to_string();
         let bounds = Bounds { basedir: basedir.path(), host: false };
+        std::os::unix::fs::symlink(elsewhere.path(), basedir.path().join("link")).unwrap();
         let mut builders = Builders::default();
-        let replaced = builders.replace(list(&[("elsewhere", &absolute), ("in", "in")]), bounds);
+        let replaced = builders.replace(list(&[("elsewhere", &absolute), ("through", "link/y"), ("in", "in")]), bounds);
         assert_eq!(replaced.served, served(&["elsewhere", "in"]));
-        assert_eq!((names(elsewhere.path()), names(basedir.path())), (served(&[]), served(&["in"])));
+        assert_eq!((names(elsewhere.path()), names(basedir.path())), (served(&[]), served(&["in", "link"])));
     }
 
     #[test]

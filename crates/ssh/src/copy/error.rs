@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use crate::host_path::{HostPath, led_outside};
 use crate::{ExecError, Lost};
 
 /// One end of a copy.
@@ -98,6 +99,14 @@ pub enum CopyError {
         /// The file.
         path: String,
     },
+    /// A link or `..` leads out of the directory of the host that the copy is to stay in.
+    #[error("{path} leads out of {root} on the host, where no copy goes")]
+    Outside {
+        /// What leads there.
+        path: String,
+        /// The directory.
+        root: String,
+    },
     /// More than [`CopyOptions::limits`](crate::CopyOptions::limits) allows.
     #[error("more than {limit}: raise the limit if this is meant")]
     TooMuch {
@@ -136,6 +145,15 @@ impl From<ExecError> for CopyError {
 }
 
 impl CopyError {
+    /// Sorts an error of something below the root of a path.
+    pub(crate) fn below(to: &HostPath, doing: &str, path: &Path, error: &io::Error) -> Self {
+        let path = to.shown(path);
+        match led_outside(error) {
+            true => Self::Outside { path: path.display().to_string(), root: to.shown_root().display().to_string() },
+            false => Self::host(doing, &path, error),
+        }
+    }
+
     /// Sorts an error of the host's operating system.
     pub(crate) fn host(doing: &str, path: &Path, error: &io::Error) -> Self {
         let side = Side::Host;
@@ -146,6 +164,11 @@ impl CopyError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { side, why },
             _ => Self::Failed { side, why },
         }
+    }
+
+    /// A task of ours ended in a way that it never should.
+    pub(crate) fn broke_down(error: &tokio::task::JoinError) -> Self {
+        Self::Failed { side: Side::Host, why: error.to_string() }
     }
 
     /// Sorts what the guest's tools said, in the C locale.

@@ -1,20 +1,19 @@
 //! Host to guest.
 
-use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Component, Path};
+use std::path::Component;
 use std::time::Duration;
 
 use bytes::Bytes;
+use cap_std::fs::MetadataExt;
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::error::{CopyError, Side};
 use super::guest::{Script, Step};
 use super::pack::{Layout, pack_counted};
-use super::{Copied, CopyOptions, Tally, stream};
+use super::{Copied, CopyOptions, Tally, blocking, stream};
+use crate::HostPath;
 use crate::session::Session;
 use crate::stdin::Stdin;
 
@@ -26,12 +25,15 @@ const CLEANUP_WAIT: Duration = Duration::from_secs(10);
 /// See [`Session::copy_in`].
 pub(crate) async fn copy_in(
     session: &Session,
-    from: &Path,
+    from: &HostPath,
     to: &[u8],
     options: &CopyOptions,
 ) -> Result<Copied, CopyError> {
     let start = Instant::now();
-    let source = Source::look(from, options).await?;
+    let source = {
+        let (from, recursive) = (from.clone(), options.recursive);
+        blocking(move || Source::look(&from, recursive)).await?
+    };
     if to.is_empty() {
         return Err(CopyError::BadPath { path: String::new(), why: "is empty" });
     }
@@ -52,8 +54,8 @@ pub(crate) async fn copy_in(
     let stdin = script.process.take_stdin().ok_or_else(|| script.lost("no standard input"))?;
 
     let (writer, chunks) = stream::to_task();
-    let (from, tally) = (from.to_owned(), Tally::new(options.limits));
-    let packing = spawn_blocking(move || pack_counted(&from, layout, tally, writer));
+    let (from, tally) = (from.clone(), Tally::new(options.limits));
+    let packing = tokio::spawn(blocking(move || pack_counted(&from, layout, tally, writer)));
     let feeding = feed(chunks, stdin);
     let finishing = finish(&mut script);
     tokio::pin!(feeding, finishing);
@@ -65,8 +67,7 @@ pub(crate) async fn copy_in(
         }
         stdin = &mut feeding => stdin,
     };
-    let packed =
-        packing.await.map_err(|error| CopyError::host("pack", Path::new("source"), &io::Error::other(error)))?;
+    let packed = packing.await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)));
     let copied = match (packed, stdin) {
         (Ok(copied), Some(stdin)) => {
             stdin.close().await;
@@ -114,18 +115,19 @@ struct Source {
 }
 
 impl Source {
-    async fn look(from: &Path, options: &CopyOptions) -> Result<Self, CopyError> {
-        let metadata = tokio::fs::metadata(from).await.map_err(|error| CopyError::host("read", from, &error))?;
-        let (side, path) = (Side::Host, from.display().to_string());
-        if metadata.is_dir() && !options.recursive {
+    fn look(from: &HostPath, recursive: bool) -> Result<Self, CopyError> {
+        let metadata = from.root().metadata(from.path());
+        let metadata = metadata.map_err(|error| CopyError::below(from, "read", from.path(), &error))?;
+        let (side, path) = (Side::Host, from.to_string());
+        if metadata.is_dir() && !recursive {
             return Err(CopyError::IsDirectory { side, path });
         }
         if !metadata.is_dir() && !metadata.is_file() {
             return Err(CopyError::Special { side, path });
         }
         // Unlike Path::file_name, "dir/." means what is in dir.
-        let bytes = from.as_os_str().as_bytes();
-        let name = match (from.components().next_back(), bytes.ends_with(b"/.")) {
+        let bytes = from.path().as_os_str().as_bytes();
+        let name = match (from.path().components().next_back(), bytes.ends_with(b"/.")) {
             (Some(Component::Normal(name)), false) => name.as_bytes().to_vec(),
             _ => Vec::new(),
         };

@@ -19,6 +19,8 @@ mod unpack;
 
 use std::time::Duration;
 
+use tokio::task::spawn_blocking;
+
 pub use error::{CopyError, Side};
 pub(crate) use inward::copy_in;
 pub(crate) use outward::copy_out;
@@ -84,6 +86,13 @@ pub struct Skipped {
     pub name: String,
     /// What it is, for instance `socket`.
     pub what: &'static str,
+}
+
+/// Does what may block where it may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, CopyError> + Send + 'static,
+) -> Result<T, CopyError> {
+    spawn_blocking(work).await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)))
 }
 
 /// How many skipped entries are named.

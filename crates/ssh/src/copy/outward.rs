@@ -6,16 +6,18 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use cap_std::fs::{Dir, DirBuilder, DirBuilderExt};
 use tokio::sync::mpsc;
-use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::error::{CopyError, Side};
 use super::guest::{Script, Step};
-use super::unpack::{Destination, unpack};
-use super::{Copied, CopyOptions, Tally, stream};
+use super::unpack::{Destination, What, unpack};
+use super::{Copied, CopyOptions, Tally, blocking, stream};
 use crate::dialect::posix::not_an_option;
+use crate::host_path::led_outside;
 use crate::session::Session;
+use crate::{HostPath, launch};
 
 const SCRIPT: &str = include_str!("copy_out.sh");
 
@@ -23,7 +25,7 @@ const SCRIPT: &str = include_str!("copy_out.sh");
 pub(crate) async fn copy_out(
     session: &Session,
     from: &[u8],
-    to: &Path,
+    to: &HostPath,
     options: &CopyOptions,
 ) -> Result<Copied, CopyError> {
     let start = Instant::now();
@@ -39,16 +41,16 @@ pub(crate) async fn copy_out(
         "file" => false,
         word => return Err(CopyError::Hostile { why: format!("it says {word:?}") }),
     };
-    let plan = {
-        let (name, to, preserve) = (own_name(from), to.to_owned(), options.preserve);
+    let Plan { destination, renaming } = {
+        let (name, to, preserve) = (own_name(from), to.clone(), options.preserve);
         blocking(move || Plan::new(&name, &to, directory, preserve)).await?
     };
 
     let (sender, reader) = stream::to_thread();
-    let (destination, tally) = (plan.destination.clone(), Tally::new(options.limits));
-    let unpacking = spawn_blocking(move || unpack(reader, &destination, tally));
+    let tally = Tally::new(options.limits);
+    let unpacking = tokio::spawn(blocking(move || unpack(reader, destination, tally)));
     let received = receive(&mut script, sender).await;
-    let unpacked = unpacking.await.map_err(|error| CopyError::host("unpack", to, &io::Error::other(error)))?;
+    let unpacked = unpacking.await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)));
     // What the guest says of its failure explains a cut archive better than the cut does; but an unpacker that gave up
     // is what stopped the guest.
     let copied = match received {
@@ -59,14 +61,10 @@ pub(crate) async fn copy_out(
         }
         Received::Failed(error) => return Err(error),
     };
-    blocking(move || plan.finish()).await?;
+    if let Some(renaming) = renaming {
+        blocking(move || renaming.finish()).await?;
+    }
     Ok(Copied { elapsed: start.elapsed(), ..copied })
-}
-
-async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, CopyError> + Send + 'static,
-) -> Result<T, CopyError> {
-    spawn_blocking(work).await.map_err(|error| CopyError::Failed { side: Side::Host, why: error.to_string() })?
 }
 
 enum Received {
@@ -103,60 +101,102 @@ fn own_name(path: &[u8]) -> Vec<u8> {
 /// Where things go on the host.
 struct Plan {
     destination: Destination,
-    /// What is to be renamed once complete, and whereto; dropped otherwise.
-    rename: Option<(tempfile::TempDir, PathBuf, PathBuf)>,
+    /// What is to be renamed once complete.
+    renaming: Option<Renaming>,
+}
+
+/// Something under a name of ours, which is removed unless it gets its own name.
+struct Renaming {
+    /// The directory that it is to be in.
+    parent: Dir,
+    /// A directory in that which nobody else looks at.
+    part: PathBuf,
+    /// What it is called in there.
+    made: PathBuf,
+    /// What it is to be called.
+    last: PathBuf,
+    /// The same for people.
+    shown: PathBuf,
 }
 
 impl Plan {
-    fn new(name: &[u8], to: &Path, directory: bool, preserve: bool) -> Result<Self, CopyError> {
-        let (side, name) = (Side::Host, OsStr::from_bytes(name));
-        if to.as_os_str().is_empty() {
-            return Err(CopyError::BadPath { path: String::new(), why: "is empty" });
-        }
-        let make = |path: &Path| std::fs::create_dir_all(path).map_err(|error| CopyError::host("make", path, &error));
-        if to.as_os_str().as_bytes().ends_with(b"/") {
-            make(to)?;
-        }
-        let last = match to.is_dir() {
-            true => to.join(name),
-            false => to.to_owned(),
+    fn new(name: &[u8], to: &HostPath, directory: bool, preserve: bool) -> Result<Self, CopyError> {
+        let (side, root, name) = (Side::Host, to.root(), Path::new(OsStr::from_bytes(name)));
+        let failed = |doing: &'static str, path: &Path| {
+            let path = path.to_owned();
+            move |error: io::Error| CopyError::below(to, doing, &path, &error)
         };
-        let shown = last.display().to_string();
+        if to.names_directory() {
+            make_all(to, to.path())?;
+        }
+        let into = root.is_dir(to.path());
+        let last = if into && !name.as_os_str().is_empty() { to.path().join(name) } else { to.path().to_owned() };
+        let shown = to.shown(&last);
+        let in_the_way = |why: &'static str| Err(CopyError::InTheWay { side, path: shown.display().to_string(), why });
+        let there = root.symlink_metadata(&last).ok();
         // The caller chose `to`, but not what lies in it: a link there may have come from a guest.
-        if directory && last != to && last.is_symlink() {
-            return Err(CopyError::InTheWay { side, path: shown, why: "it is a symbolic link, which is not followed" });
+        if directory && last != to.path() && there.as_ref().is_some_and(|there| there.is_symlink()) {
+            return in_the_way("it is a symbolic link, which is not followed");
         }
-        if last.is_dir() {
-            return match directory {
-                true => Ok(Self { destination: Destination { root: last, live: true, preserve }, rename: None }),
-                false => Err(CopyError::InTheWay { side, path: shown, why: "it is a directory" }),
-            };
+        if root.is_dir(&last) {
+            if !directory {
+                return in_the_way("it is a directory");
+            }
+            let live = root.open_dir(&last).map_err(failed("open", &last))?;
+            let destination = Destination { root: live, shown, live: true, preserve, what: What::Tree };
+            return Ok(Self { destination, renaming: None });
         }
-        if directory && last.symlink_metadata().is_ok() {
-            return Err(CopyError::InTheWay { side, path: shown, why: "it is not a directory" });
+        if directory && there.is_some() {
+            return in_the_way("it is not a directory");
         }
-        let parent = match last.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
+        let parent = last.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        make_all(to, parent)?;
+        let Some(last_name) = last.file_name() else {
+            return Err(CopyError::BadPath { path: shown.display().to_string(), why: "has no name at its end" });
         };
-        make(parent)?;
-        let part = tempfile::Builder::new().prefix(".").suffix(".part").tempdir_in(parent);
-        let part = part.map_err(|error| CopyError::host("make a directory in", parent, &error))?;
-        // A tree's own directory gets the mode and time of the source, so it must not be the one that is 0700.
-        let (root, made) = match directory {
-            true => (part.path().join("tree"), part.path().join("tree")),
-            false => (part.path().to_owned(), part.path().join(name)),
-        };
-        make(&root)?;
-        Ok(Self { destination: Destination { root, live: false, preserve }, rename: Some((part, made, last)) })
+        let parent_dir = root.open_dir(parent).map_err(failed("open", parent))?;
+        let part = PathBuf::from(format!(".{}.part", launch::nonce()));
+        let making = failed("make a directory in", parent);
+        parent_dir.create_dir_with(&part, DirBuilder::new().mode(0o700)).map_err(&making)?;
+        // Removed from here on, whatever happens.
+        let mut renaming = Renaming { parent: parent_dir, part, made: name.to_owned(), last: last_name.into(), shown };
+        let mut inside = renaming.parent.open_dir(&renaming.part).map_err(&making)?;
+        let mut what = What::File { name: name.to_owned() };
+        if directory {
+            // A tree's own directory gets the mode and time of the source, so it must not be the one that is 0700.
+            renaming.made = "tree".into();
+            inside.create_dir(&renaming.made).map_err(&making)?;
+            inside = inside.open_dir(&renaming.made).map_err(&making)?;
+            what = What::Tree;
+        }
+        let shown = renaming.shown.clone();
+        let destination = Destination { root: inside, shown, live: false, preserve, what };
+        Ok(Self { destination, renaming: Some(renaming) })
     }
+}
 
+/// Makes a directory below a path's root, with those above it.
+fn make_all(to: &HostPath, path: &Path) -> Result<(), CopyError> {
+    let Err(error) = to.root().create_dir_all(path) else { return Ok(()) };
+    // Of a link that leads outside it is said only that something is there.
+    let outside = path.ancestors().find_map(|above| to.root().metadata(above).err().filter(led_outside));
+    Err(CopyError::below(to, "make", path, &outside.unwrap_or(error)))
+}
+
+impl Renaming {
     fn finish(self) -> Result<(), CopyError> {
-        let Some((_part, made, last)) = self.rename else { return Ok(()) };
-        std::fs::rename(&made, &last).map_err(|error| match error.kind() {
+        let renamed = self.parent.rename(self.part.join(&self.made), &self.parent, &self.last);
+        renamed.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => CopyError::Hostile { why: "the file asked for is not in it".to_owned() },
-            _ => CopyError::host("write", &last, &error),
+            _ => CopyError::host("write", &self.shown, &error),
         })
+    }
+}
+
+impl Drop for Renaming {
+    fn drop(&mut self) {
+        // Whoever finds it later knows by its name that it is of no use.
+        let _ = self.parent.remove_dir_all(&self.part);
     }
 }
 
@@ -176,15 +216,46 @@ mod tests {
         check("/", "");
     }
 
+    /// Plans a copy below a directory.
+    fn plan(root: &Path, to: &str, directory: bool) -> Result<(), CopyError> {
+        let dir = Dir::open_ambient_dir(root, cap_std::ambient_authority()).expect("it is there");
+        Plan::new(b"dist", &HostPath::below(dir, root, to), directory, true).map(drop)
+    }
+
     #[test]
     fn a_tree_does_not_go_through_a_link_that_lies_in_its_destination() {
         let directory = tempfile::tempdir().unwrap();
         let (to, elsewhere) = (directory.path().join("build"), directory.path().join("elsewhere"));
         std::fs::create_dir_all(&to).unwrap();
         std::fs::create_dir(&elsewhere).unwrap();
-        std::os::unix::fs::symlink(&elsewhere, to.join("dist")).unwrap();
-        let refused = Plan::new(b"dist", &to, true, true).map(|_| ());
+        std::os::unix::fs::symlink("../elsewhere", to.join("dist")).unwrap();
+        let refused = plan(directory.path(), "build", true);
         assert!(matches!(refused, Err(CopyError::InTheWay { .. })), "{refused:?}");
-        assert!(Plan::new(b"other", &to, true, true).is_ok());
+        assert_eq!(plan(directory.path(), "elsewhere", true), Ok(()));
+    }
+
+    #[test]
+    fn nothing_is_written_outside_whatever_leads_there() {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path().join("root");
+        std::fs::create_dir_all(root.join("in")).unwrap();
+        std::fs::create_dir(directory.path().join("out")).unwrap();
+        std::os::unix::fs::symlink("../out", root.join("relative")).unwrap();
+        std::os::unix::fs::symlink(directory.path().join("out"), root.join("absolute")).unwrap();
+        std::os::unix::fs::symlink("in", root.join("inside")).unwrap();
+        for to in
+            ["../out", "../out/new", "in/../../out/new", "relative/new", "relative/", "absolute/new/deep", "absolute/"]
+        {
+            for directory in [false, true] {
+                let refused = plan(&root, to, directory);
+                assert!(matches!(refused, Err(CopyError::Outside { .. })), "{to}: {refused:?}");
+            }
+        }
+        // A link in the place of the file is replaced, not followed.
+        for to in ["in/new", "inside/new", "/in/new", "in/../new", "absolute"] {
+            assert_eq!(plan(&root, to, false), Ok(()), "{to}");
+        }
+        let left = |directory: &Path| std::fs::read_dir(directory).unwrap().count();
+        assert_eq!((left(&directory.path().join("out")), left(&root.join("in"))), (0, 0));
     }
 }

@@ -1,17 +1,17 @@
 //! The host's end of a copy in: a file or tree becomes a tar stream.
 
 use std::collections::HashMap;
-use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use cap_std::fs::{FileTypeExt, Metadata, MetadataExt, OpenOptions, OpenOptionsExt};
 use rustix::fs::OFlags;
 
 use super::archive::{self, Entry, Kind};
 use super::error::{CopyError, Side};
 use super::{Copied, Tally};
+use crate::HostPath;
 use crate::tar_time::TarTime;
 
 /// How much of a file is read at once, in bytes.
@@ -30,13 +30,14 @@ pub(super) enum Layout {
 }
 
 /// Writes a source as a tar stream. The source's own last link is followed, links below it are not.
-pub(super) fn pack(source: &Path, layout: Layout, tally: &mut Tally, to: impl Write) -> Result<(), CopyError> {
-    let mut pack = Pack { to, tally, buffer: vec![0; READ], linked: HashMap::new() };
-    let metadata = fs::metadata(source).map_err(|error| CopyError::host("read", source, &error))?;
+fn pack(source: &HostPath, layout: Layout, tally: &mut Tally, to: impl Write) -> Result<(), CopyError> {
+    let top = source.path();
+    let metadata = source.root().metadata(top).map_err(|error| CopyError::below(source, "read", top, &error))?;
+    let mut pack = Pack { source, to, tally, buffer: vec![0; READ], linked: HashMap::new() };
     match (layout, metadata.is_dir()) {
-        (Layout::Contents, _) => pack.tree(source, Vec::new(), &metadata)?,
-        (Layout::Whole, true) => pack.tree(source, b"data".to_vec(), &metadata)?,
-        (Layout::Whole, false) => pack.file(source, b"data", &metadata)?,
+        (Layout::Contents, _) => pack.tree(top, Vec::new(), &metadata)?,
+        (Layout::Whole, true) => pack.tree(top, b"data".to_vec(), &metadata)?,
+        (Layout::Whole, false) => pack.file(top, b"data", &metadata)?,
     }
     if layout == Layout::Whole {
         pack.head(&Entry {
@@ -54,7 +55,9 @@ fn cut() -> CopyError {
     CopyError::Failed { side: Side::Guest, why: "it stopped reading".to_owned() }
 }
 
+/// Paths of the host are below the source's root, and each is looked up anew from there.
 struct Pack<'a, W> {
+    source: &'a HostPath,
     to: W,
     tally: &'a mut Tally,
     buffer: Vec<u8>,
@@ -84,8 +87,8 @@ impl<W: Write> Pack<'_, W> {
             match next {
                 Todo::Leave { path, metadata } => self.directory(&path, metadata.mode(), &metadata)?,
                 Todo::Visit { host, path } => {
-                    let metadata =
-                        fs::symlink_metadata(&host).map_err(|error| CopyError::host("read", &host, &error))?;
+                    let metadata = self.source.root().symlink_metadata(&host);
+                    let metadata = metadata.map_err(|error| self.failed("read", &host, &error))?;
                     match metadata.is_dir() {
                         true => self.enter(&host, path, metadata, &mut todo)?,
                         false => self.leaf(&host, &path, &metadata)?,
@@ -104,8 +107,8 @@ impl<W: Write> Pack<'_, W> {
         self.tally.entry()?;
         self.tally.copied.directories += 1;
         let mut names = Vec::new();
-        for entry in fs::read_dir(host).map_err(|error| CopyError::host("list", host, &error))? {
-            names.push(entry.map_err(|error| CopyError::host("list", host, &error))?.file_name());
+        for entry in self.source.root().read_dir(host).map_err(|error| self.failed("list", host, &error))? {
+            names.push(entry.map_err(|error| self.failed("list", host, &error))?.file_name());
         }
         names.sort_unstable_by(|a, b| b.cmp(a));
         if !path.is_empty() {
@@ -123,7 +126,7 @@ impl<W: Write> Pack<'_, W> {
     }
 
     fn directory(&mut self, path: &[u8], mode: u32, metadata: &Metadata) -> Result<(), CopyError> {
-        self.head(&Entry { kind: Kind::Directory, path: [path, b"/"].concat(), mode, mtime: TarTime::of(metadata) })
+        self.head(&Entry { kind: Kind::Directory, path: [path, b"/"].concat(), mode, mtime: mtime(metadata) })
     }
 
     fn leaf(&mut self, host: &Path, path: &[u8], metadata: &Metadata) -> Result<(), CopyError> {
@@ -131,9 +134,10 @@ impl<W: Write> Pack<'_, W> {
         if kind.is_symlink() {
             self.tally.entry()?;
             self.tally.copied.links += 1;
-            let target = fs::read_link(host).map_err(|error| CopyError::host("read", host, &error))?;
+            let target = self.source.root().read_link_contents(host);
+            let target = target.map_err(|error| self.failed("read", host, &error))?;
             let kind = Kind::Symlink { target: target.as_os_str().as_bytes().to_vec() };
-            return self.head(&Entry { kind, path: path.to_vec(), mode: 0o777, mtime: TarTime::of(metadata) });
+            return self.head(&Entry { kind, path: path.to_vec(), mode: 0o777, mtime: mtime(metadata) });
         }
         if kind.is_file() {
             return self.file(host, path, metadata);
@@ -149,13 +153,13 @@ impl<W: Write> Pack<'_, W> {
     }
 
     fn file(&mut self, host: &Path, path: &[u8], expected: &Metadata) -> Result<(), CopyError> {
-        let failed = |error: io::Error| CopyError::host("read", host, &error);
         // A pipe put there in the meantime must not make us wait for a writer.
         let flags = OFlags::NONBLOCK.bits() as i32;
-        let file = File::options().read(true).custom_flags(flags).open(host).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
+        let opened = self.source.root().open_with(host, OpenOptions::new().read(true).custom_flags(flags));
+        let file = opened.map_err(|error| self.failed("read", host, &error))?;
+        let metadata = file.metadata().map_err(|error| self.failed("read", host, &error))?;
         if (metadata.dev(), metadata.ino()) != (expected.dev(), expected.ino()) || !metadata.is_file() {
-            return Err(changed(host));
+            return Err(self.changed(host));
         }
         self.tally.entry()?;
         if metadata.nlink() > 1 {
@@ -163,12 +167,7 @@ impl<W: Write> Pack<'_, W> {
             if let Some(first) = self.linked.get(&identity) {
                 self.tally.file(0)?;
                 let kind = Kind::Hardlink { target: first.clone() };
-                return self.head(&Entry {
-                    kind,
-                    path: path.to_vec(),
-                    mode: metadata.mode(),
-                    mtime: TarTime::of(&metadata),
-                });
+                return self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) });
             }
             if self.linked.len() < MAX_LINKED {
                 self.linked.insert(identity, path.to_vec());
@@ -176,7 +175,7 @@ impl<W: Write> Pack<'_, W> {
         }
         self.tally.file(metadata.len())?;
         let kind = Kind::File { size: metadata.len() };
-        self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: TarTime::of(&metadata) })?;
+        self.head(&Entry { kind, path: path.to_vec(), mode: metadata.mode(), mtime: mtime(&metadata) })?;
         self.contents(host, file.take(metadata.len()), metadata.len())
     }
 
@@ -184,13 +183,13 @@ impl<W: Write> Pack<'_, W> {
         let mut left = size;
         while left > 0 {
             match file.read(&mut self.buffer) {
-                Ok(0) => return Err(changed(host)),
+                Ok(0) => return Err(self.changed(host)),
                 Ok(read) => {
                     self.to.write_all(&self.buffer[..read]).map_err(|_| cut())?;
                     left -= read as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(CopyError::host("read", host, &error)),
+                Err(error) => return Err(self.failed("read", host, &error)),
             }
         }
         self.to.write_all(archive::padding(size)).map_err(|_| cut())
@@ -199,15 +198,23 @@ impl<W: Write> Pack<'_, W> {
     fn head(&mut self, entry: &Entry) -> Result<(), CopyError> {
         archive::write(&mut self.to, entry).map_err(|_| cut())
     }
+
+    fn failed(&self, doing: &str, host: &Path, error: &io::Error) -> CopyError {
+        CopyError::below(self.source, doing, host, error)
+    }
+
+    fn changed(&self, host: &Path) -> CopyError {
+        CopyError::Changed { side: Side::Host, path: self.source.shown(host).display().to_string() }
+    }
 }
 
-fn changed(host: &Path) -> CopyError {
-    CopyError::Changed { side: Side::Host, path: host.display().to_string() }
+fn mtime(metadata: &Metadata) -> TarTime {
+    TarTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) }
 }
 
 /// Packs with its own count, and returns it.
 pub(super) fn pack_counted(
-    source: &Path,
+    source: &HostPath,
     layout: Layout,
     mut tally: Tally,
     to: impl Write,

@@ -10,7 +10,8 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Timespec, Timestamps};
+use cap_std::fs::Dir;
+use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::archive::{self, BLOCK, Entry, Kind};
@@ -25,28 +26,42 @@ const WRITE: usize = 256 * 1024;
 /// What may follow the end of an archive, in bytes: tar fills its last record, of 10 KiB unless told otherwise.
 const MAX_TRAILER: u64 = 1 << 20;
 
+/// The longest path that is taken, in bytes: Linux's PATH_MAX.
+const MAX_PATH: usize = 4096;
+
 /// Where and how to unpack.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Destination {
     /// An existing directory.
-    pub root: PathBuf,
+    pub root: Dir,
+    /// What it is, or will be, called.
+    pub shown: PathBuf,
     /// Whether somebody may be looking at it, so that files must appear there only when complete.
     pub live: bool,
     /// Whether modes and times are kept.
     pub preserve: bool,
+    /// What the archive has to hold.
+    pub what: What,
+}
+
+/// What was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum What {
+    /// A directory's contents.
+    Tree,
+    /// One regular file of this name, and nothing else: a link would be followed by who reads what arrives.
+    File { name: PathBuf },
 }
 
 /// Unpacks a stream, and returns what was in it.
-pub(super) fn unpack(mut from: impl Read, destination: &Destination, tally: Tally) -> Result<Copied, CopyError> {
-    let root = &destination.root;
-    let open = |error: Errno| CopyError::host("open", root, &error.into());
-    let directory = fs::openat(CWD, root, OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(open)?;
+pub(super) fn unpack(mut from: impl Read, destination: Destination, tally: Tally) -> Result<Copied, CopyError> {
+    let (root, again) = (opened(&destination)?, opened(&destination)?);
     let mut unpack = Unpack {
-        destination,
+        destination: &destination,
         temporary: format!(".{}.part", launch::nonce()).into(),
-        parent: (PathBuf::new(), directory.try_clone().map_err(|error| CopyError::host("open", root, &error))?),
-        root: directory,
-        directories: Vec::new(),
+        parent: (PathBuf::new(), again),
+        root,
+        open: Vec::new(),
         tally,
         buffer: vec![0; WRITE],
     };
@@ -54,8 +69,14 @@ pub(super) fn unpack(mut from: impl Read, destination: &Destination, tally: Tall
         unpack.entry(&entry, &mut from)?;
     }
     trailer(&mut from)?;
-    unpack.finish_directories()?;
+    unpack.leave(None)?;
     Ok(unpack.tally.copied)
+}
+
+/// Opens the directory again, so that its mode and time can be set: cap-std's own descriptors are no good for that.
+fn opened(destination: &Destination) -> Result<OwnedFd, CopyError> {
+    fs::openat(&destination.root, ".", OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|error| CopyError::host("open", &destination.shown, &error.into()))
 }
 
 /// Reads what follows the end, so that the guest's tar does not fail for want of a reader.
@@ -74,8 +95,9 @@ struct Unpack<'a> {
     parent: (PathBuf, OwnedFd),
     /// The name under which a file is written before it has its own.
     temporary: PathBuf,
-    /// Directories whose mode and time must wait until nothing is written into them any more.
-    directories: Vec<(PathBuf, u32, TarTime)>,
+    /// Directories whose mode and time must wait until nothing is written into them any more, each in the one before it.
+    /// Others are not remembered: there may be a million of them, with long names.
+    open: Vec<(PathBuf, u32, TarTime)>,
     tally: Tally,
     buffer: Vec<u8>,
 }
@@ -84,6 +106,12 @@ impl Unpack<'_> {
     fn entry(&mut self, entry: &Entry, from: &mut impl Read) -> Result<(), CopyError> {
         self.tally.entry()?;
         let path = inside(&entry.path)?;
+        if let What::File { name } = &self.destination.what
+            && !(path == *name && matches!(entry.kind, Kind::File { .. }) && self.tally.copied.files == 0)
+        {
+            return Err(hostile(format!("it has {path:?}, and the file {name:?} was asked for")));
+        }
+        self.leave(Some(&path))?;
         match &entry.kind {
             Kind::Directory => self.directory(path, entry),
             Kind::File { size } => {
@@ -112,7 +140,7 @@ impl Unpack<'_> {
         if path.as_os_str().is_empty() {
             // The destination itself: one that was there before keeps its mode and time.
             if !self.destination.live {
-                self.directories.push((path, entry.mode, entry.mtime));
+                self.fill(path, entry);
             }
             return Ok(());
         }
@@ -131,8 +159,15 @@ impl Unpack<'_> {
             // Its last mode may not let us write.
             let _ = fs::fchmod(&directory, Mode::from_raw_mode(entry.mode) | Mode::RWXU);
         }
-        self.directories.push((path, entry.mode, entry.mtime));
+        self.fill(path, entry);
         Ok(())
+    }
+
+    /// Remembers what a directory is to have once it is full.
+    fn fill(&mut self, path: PathBuf, entry: &Entry) {
+        if self.destination.preserve {
+            self.open.push((path, entry.mode, entry.mtime));
+        }
     }
 
     /// Lets `make` make something under a name in its directory, replacing what is there unless it is a directory.
@@ -202,7 +237,7 @@ impl Unpack<'_> {
                 Ok(0) => return Err(hostile("it ends within a file".to_owned())),
                 Ok(read) => {
                     let written = file.write_all(&self.buffer[..read]);
-                    written.map_err(|error| CopyError::host("write", &self.destination.root.join(path), &error))?;
+                    written.map_err(|error| CopyError::host("write", &self.destination.shown.join(path), &error))?;
                     left -= read as u64;
                 }
                 Err(error) => return Err(hostile(error.to_string())),
@@ -273,18 +308,15 @@ impl Unpack<'_> {
     }
 
     fn duplicate(&self, directory: &OwnedFd) -> Result<OwnedFd, CopyError> {
-        directory.try_clone().map_err(|error| CopyError::host("open", &self.destination.root, &error))
+        directory.try_clone().map_err(|error| CopyError::host("open", &self.destination.shown, &error))
     }
 
-    /// Gives directories their modes and times, the deepest first.
-    fn finish_directories(&mut self) -> Result<(), CopyError> {
-        if !self.destination.preserve {
-            return Ok(());
-        }
-        // An entry may have come twice; sorting is stable, so the later of two equal paths is applied last.
-        let mut directories = std::mem::take(&mut self.directories);
-        directories.sort_by_key(|(path, ..)| std::cmp::Reverse(path.components().count()));
-        for (path, mode, mtime) in directories {
+    /// Gives directories their modes and times that are left, as the next entry is not in them, or none comes. tar goes through a
+    /// tree directory by directory; one that is gone back to keeps its mode, and its time is lost.
+    fn leave(&mut self, next: Option<&Path>) -> Result<(), CopyError> {
+        while let Some((path, mode, mtime)) =
+            self.open.pop_if(|(path, ..)| next.is_none_or(|next| next == *path || !next.starts_with(&*path)))
+        {
             let directory = match path.as_os_str().is_empty() {
                 true => self.duplicate(&self.root)?,
                 false => {
@@ -300,11 +332,11 @@ impl Unpack<'_> {
     }
 
     fn failed(&self, doing: &str, path: &Path, error: Errno) -> CopyError {
-        CopyError::host(doing, &self.destination.root.join(path), &error.into())
+        CopyError::host(doing, &self.destination.shown.join(path), &error.into())
     }
 
     fn in_the_way(&self, path: &Path, why: &'static str) -> CopyError {
-        CopyError::InTheWay { side: Side::Host, path: self.destination.root.join(path).display().to_string(), why }
+        CopyError::InTheWay { side: Side::Host, path: self.destination.shown.join(path).display().to_string(), why }
     }
 }
 
@@ -315,6 +347,9 @@ fn times(mtime: TarTime) -> Timestamps {
 
 /// Takes a path from an archive as one below the destination; empty for the destination itself.
 fn inside(path: &[u8]) -> Result<PathBuf, CopyError> {
+    if path.len() > MAX_PATH {
+        return Err(hostile(format!("a path is longer than {MAX_PATH} bytes")));
+    }
     let refused = |why: &str| hostile(format!("{:?} {why}", String::from_utf8_lossy(path)));
     if path.first() == Some(&b'/') {
         return Err(refused("is an absolute path"));
@@ -382,12 +417,16 @@ mod tests {
         bytes
     }
 
+    fn destination(root: &Path, live: bool) -> Destination {
+        let opened = Dir::open_ambient_dir(root, cap_std::ambient_authority()).expect("open a directory");
+        Destination { root: opened, shown: root.to_owned(), live, preserve: true, what: What::Tree }
+    }
+
     /// Unpacks into `outer/inner`, so that `outer` shows whether anything got out.
     fn run(outer: &Path, live: bool, entries: &[Entry]) -> Result<Copied, CopyError> {
         let root = outer.join("inner");
         std::fs::create_dir_all(&root).expect("make a directory");
-        let destination = Destination { root, live, preserve: true };
-        unpack(&archive(entries)[..], &destination, Tally::new(LIMITS))
+        unpack(&archive(entries)[..], destination(&root, live), Tally::new(LIMITS))
     }
 
     /// Checks that an archive is refused, live or not, and that nothing but `inner` is in the outer directory after it.
@@ -420,6 +459,57 @@ mod tests {
     }
 
     #[test]
+    fn of_a_file_nothing_but_that_file_is_taken() {
+        let check = |entries: &[Entry], expected: Result<u64, &str>| {
+            let outer = tempfile::tempdir().expect("make a directory");
+            let destination = Destination { what: What::File { name: "f".into() }, ..destination(outer.path(), false) };
+            match (unpack(&archive(entries)[..], destination, Tally::new(LIMITS)), expected) {
+                (Ok(copied), Ok(bytes)) => assert_eq!((copied.files, copied.bytes), (1, bytes)),
+                (Err(error), Err(why)) => assert!(error.to_string().contains(why), "{error}"),
+                (result, expected) => panic!("{result:?}, not {expected:?}, for {entries:?}"),
+            }
+        };
+        check(&[file("./f")], Ok(4));
+        check(&[link("f", "/etc/passwd")], Err("the file \"f\" was asked for"));
+        check(&[dir("f")], Err("the file \"f\" was asked for"));
+        check(&[hard("f", "f")], Err("the file \"f\" was asked for"));
+        check(&[file("g")], Err("it has \"g\""));
+        check(&[dir("./"), file("f")], Err("it has \"\""));
+        check(&[file("f"), file("f")], Err("it has \"f\""));
+        check(&[file("f"), link("f", "x")], Err("it has \"f\""));
+    }
+
+    #[test]
+    fn what_is_remembered_does_not_grow_with_the_archive() {
+        let outer = tempfile::tempdir().expect("make a directory");
+        let long = "n".repeat(250);
+        let mut entries = Vec::new();
+        for number in 0..500 {
+            entries.extend([dir(&format!("{number}-{long}")), dir(&format!("{number}-{long}/{long}"))]);
+        }
+        let destination = destination(outer.path(), true);
+        let mut unpack = Unpack {
+            destination: &destination,
+            temporary: "t".into(),
+            parent: (PathBuf::new(), opened(&destination).expect("a descriptor")),
+            root: opened(&destination).expect("a descriptor"),
+            open: Vec::new(),
+            tally: Tally::new(Limits { entries: 10_000, ..LIMITS }),
+            buffer: Vec::new(),
+        };
+        for entry in &entries {
+            unpack.entry(entry, &mut io::empty()).expect("an honest entry");
+            assert!(unpack.open.len() <= 2, "{}", unpack.open.len());
+        }
+        assert_eq!(unpack.tally.copied.directories, 1000);
+        let too_long = dir(&"n/".repeat(MAX_PATH));
+        assert_eq!(
+            unpack.entry(&too_long, &mut io::empty()),
+            Err(hostile("a path is longer than 4096 bytes".to_owned()))
+        );
+    }
+
+    #[test]
     fn more_than_allowed_is_refused() {
         check_refused(&vec![dir("a"); 11], "more than 10 files and directories");
         check_refused(&[entry(Kind::File { size: 1001 }, "a")], "more than 1000 bytes");
@@ -430,8 +520,7 @@ mod tests {
     fn a_cut_archive_is_refused() {
         let outer = tempfile::tempdir().expect("make a directory");
         let bytes = archive(&[file("a")]);
-        let destination = Destination { root: outer.path().to_owned(), live: true, preserve: true };
-        let error = unpack(&bytes[..3 * BLOCK + 2], &destination, Tally::new(LIMITS));
+        let error = unpack(&bytes[..3 * BLOCK + 2], destination(outer.path(), true), Tally::new(LIMITS));
         assert_eq!(error, Err(hostile("it ends within a file".to_owned())));
         assert_eq!(std::fs::read_dir(outer.path()).expect("list").count(), 0);
     }
@@ -498,8 +587,8 @@ mod tests {
         header.set_mode(0o666);
         header.set_mtime(0);
         header.set_cksum();
-        let destination = Destination { root: outer.path().to_owned(), live: true, preserve: true };
-        let copied = unpack(&header.as_bytes()[..], &destination, Tally::new(LIMITS)).expect("an archive");
+        let copied = unpack(&header.as_bytes()[..], destination(outer.path(), true), Tally::new(LIMITS));
+        let copied = copied.expect("an archive");
         assert_eq!(copied.skipped, [crate::Skipped { name: "null".into(), what: "character device" }]);
         assert_eq!(std::fs::read_dir(outer.path()).expect("list").count(), 0);
     }

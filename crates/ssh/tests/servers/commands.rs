@@ -10,6 +10,7 @@ use ssh::{
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::copies::host;
 use crate::server::{ALL, Kind, Server};
 
 /// No command of these tests should take that long.
@@ -402,7 +403,7 @@ async fn what_another_system_cannot_do_is_refused_before_it_is_asked() {
     let check = |error: &dyn std::fmt::Display, expected: &str| assert_eq!(error.to_string(), expected);
     let error = session.exec(Exec::argv(["cmd"]).pty(Pty::default())).await.expect_err("refused");
     check(&error, "this guest's system has no such thing as a terminal for commands");
-    let error = session.copy_in(server.dir.path(), "x", &CopyOptions::default()).await.expect_err("refused");
+    let error = session.copy_in(&host(server.dir.path()), "x", &CopyOptions::default()).await.expect_err("refused");
     check(&error, "copies need sh and tar in the guest, which this guest's system has not");
     // Linux has no PowerShell, which is said in its own words.
     let error = session.exec(Exec::argv(["cmd"])).await.expect_err("it does not start");

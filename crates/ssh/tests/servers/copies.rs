@@ -6,7 +6,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ssh::{Copied, CopyError, CopyOptions, Limits, Session, Side};
+use cap_std::fs::Dir;
+use ssh::{Copied, CopyError, CopyOptions, HostPath, Limits, Session, Side};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::server::{ALL, Kind, Server};
@@ -15,6 +16,12 @@ const SOON: Duration = Duration::from_secs(60);
 
 fn bytes(path: &Path) -> &[u8] {
     path.as_os_str().as_bytes()
+}
+
+/// A path that a copy on the host may take wherever it leads.
+pub fn host(path: impl AsRef<Path>) -> HostPath {
+    let root = Dir::open_ambient_dir("/", cap_std::ambient_authority()).expect("open /");
+    HostPath::below(root, "/", path.as_ref())
 }
 
 /// What an entry of a tree is, as far as a copy must keep it.
@@ -86,7 +93,7 @@ async fn a_tree_comes_back_as_it_went() {
         fs::create_dir(&source).expect("make a directory");
         tree(&source);
         let options = CopyOptions::default();
-        let copied = session.copy_in(&source, bytes(&guest), &options).await.expect("copied");
+        let copied = session.copy_in(&host(&source), bytes(&guest), &options).await.expect("copied");
         let expected =
             Copied { bytes: 19_618, files: 11, directories: 7, links: 3, elapsed: copied.elapsed, ..Copied::default() };
         assert_eq!(copied, expected);
@@ -101,7 +108,7 @@ async fn a_tree_comes_back_as_it_went() {
             age(&guest.join("links"), *mtime);
         }
         assert_eq!(there, wanted, "{kind:?}");
-        let copied = session.copy_out(bytes(&guest), &back, &options).await.expect("copied");
+        let copied = session.copy_out(bytes(&guest), &host(&back), &options).await.expect("copied");
         assert_eq!(copied, Copied { elapsed: copied.elapsed, ..expected });
         assert_eq!(snapshot(&back), wanted, "{kind:?}");
         for name in ["source/readonly", "guest/readonly", "back/readonly"] {
@@ -138,11 +145,11 @@ async fn exact_times_and_the_names_of_one_file_survive_both_ways() {
         // At first the destination is new, then it is there and merged with.
         for _ in 0..2 {
             let copied =
-                session.copy_in(&source.join("."), bytes(&guest), &CopyOptions::default()).await.expect("copied");
+                session.copy_in(&host(source.join(".")), bytes(&guest), &CopyOptions::default()).await.expect("copied");
             assert_eq!((copied.files, copied.bytes), (2, 4), "{kind:?}");
             assert_eq!(look(&guest), (there, true), "{kind:?}");
             let copied =
-                session.copy_out(bytes(&guest.join(".")), &back, &CopyOptions::default()).await.expect("copied");
+                session.copy_out(bytes(&guest.join(".")), &host(&back), &CopyOptions::default()).await.expect("copied");
             assert_eq!((copied.files, copied.bytes), (2, 4), "{kind:?}");
             assert_eq!(look(&back), (here, true), "{kind:?}");
         }
@@ -163,8 +170,8 @@ enum Way {
 
 async fn copy(session: &Session, way: Way, from: &Path, to: &Path) -> Result<Copied, CopyError> {
     match way {
-        Way::In => session.copy_in(from, bytes(to), &CopyOptions::default()).await,
-        Way::Out => session.copy_out(bytes(from), to, &CopyOptions::default()).await,
+        Way::In => session.copy_in(&host(from), bytes(to), &CopyOptions::default()).await,
+        Way::Out => session.copy_out(bytes(from), &host(to), &CopyOptions::default()).await,
     }
 }
 
@@ -238,8 +245,8 @@ async fn what_cannot_be_copied_is_said_with_its_side() {
             check("dir", "file", CopyError::InTheWay { side: there, path: path("file"), why }).await;
             let options = CopyOptions { recursive: false, ..CopyOptions::default() };
             let refused = match way {
-                Way::In => session.copy_in(&at("dir"), bytes(&at("x")), &options).await,
-                Way::Out => session.copy_out(bytes(&at("dir")), &at("x"), &options).await,
+                Way::In => session.copy_in(&host(at("dir")), bytes(&at("x")), &options).await,
+                Way::Out => session.copy_out(bytes(&at("dir")), &host(at("x")), &options).await,
             };
             assert_eq!(refused, Err(CopyError::IsDirectory { side: here, path: path("dir") }));
             let special = copy(&session, way, Path::new("/dev/null"), &at("x")).await;
@@ -254,8 +261,8 @@ async fn what_cannot_be_copied_is_said_with_its_side() {
             for limits in [Limits { bytes: 0, ..Limits::default() }, Limits { entries: 0, ..Limits::default() }] {
                 let options = CopyOptions { limits, ..CopyOptions::default() };
                 let too_much = match way {
-                    Way::In => session.copy_in(&at("file"), bytes(&at("x")), &options).await,
-                    Way::Out => session.copy_out(bytes(&at("file")), &at("x"), &options).await,
+                    Way::In => session.copy_in(&host(at("file")), bytes(&at("x")), &options).await,
+                    Way::Out => session.copy_out(bytes(&at("file")), &host(at("x")), &options).await,
                 };
                 assert!(matches!(too_much, Err(CopyError::TooMuch { .. })), "{too_much:?}");
             }
@@ -276,8 +283,8 @@ async fn without_preserve_times_are_new_and_the_umask_counts() {
         fs::write(source.join("file"), "x").expect("write");
         fs::set_permissions(source.join("file"), Permissions::from_mode(0o755)).expect("chmod");
         age(&source.join("file"), 1_000_000_000);
-        session.copy_in(&source, bytes(&guest), &options).await.expect("copied");
-        session.copy_out(bytes(&guest), &back, &options).await.expect("copied");
+        session.copy_in(&host(&source), bytes(&guest), &options).await.expect("copied");
+        session.copy_out(bytes(&guest), &host(&back), &options).await.expect("copied");
         for copy in [guest, back] {
             let metadata = copy.join("file").metadata().expect("stat");
             assert!(metadata.mtime() > 1_700_000_000 && metadata.mode() & 0o700 == 0o700, "{kind:?}");
@@ -293,9 +300,9 @@ async fn a_big_file_streams_both_ways() {
         let (source, guest, back) = (server.path("source"), server.path("guest"), server.path("back"));
         let contents: Vec<u8> = (0..30_000_000u32).map(|number| (number * 7 / 3) as u8).collect();
         fs::write(&source, &contents).expect("write");
-        let copied = session.copy_in(&source, bytes(&guest), &CopyOptions::default()).await.expect("copied");
+        let copied = session.copy_in(&host(&source), bytes(&guest), &CopyOptions::default()).await.expect("copied");
         assert_eq!((copied.files, copied.bytes), (1, 30_000_000));
-        session.copy_out(bytes(&guest), &back, &CopyOptions::default()).await.expect("copied");
+        session.copy_out(bytes(&guest), &host(&back), &CopyOptions::default()).await.expect("copied");
         assert!(fs::read(&back).expect("read") == contents, "{kind:?}");
     }
 }
@@ -385,6 +392,7 @@ async fn a_guest_whose_tar_lies_gets_nowhere() {
         vec![0xff; 5000],
         vec![0; 3 << 20],
         evil("something else", ""),
+        evil("file", "/etc/passwd"),
     ];
     let server = Server::start(Kind::Busybox);
     let session = server.session().await;
@@ -398,7 +406,8 @@ async fn a_guest_whose_tar_lies_gets_nowhere() {
     for archive in archives {
         fs::write(server.path("evil.tar"), &archive).expect("write");
         for (from, to) in [("file", "host/copy"), ("dir", "host/copy"), ("dir", "host/merged")] {
-            if from == "dir" && archive.len() == 512 && archive.starts_with(b"something") {
+            // A directory may hold such things.
+            if from == "dir" && [&b"something"[..], b"file"].iter().any(|name| archive.starts_with(name)) {
                 continue;
             }
             let copied = timeout(SOON, copy(&session, Way::Out, &server.path(from), &server.path(to))).await;
@@ -408,4 +417,68 @@ async fn a_guest_whose_tar_lies_gets_nowhere() {
             assert!(!server.path("host/merged/evil").exists() && leftovers(&server.path("host")).is_empty());
         }
     }
+}
+
+#[tokio::test]
+async fn a_directory_of_the_host_that_becomes_a_link_leads_nowhere() {
+    let server = Server::start(Kind::Busybox);
+    let session = server.session().await;
+    let (root, outside) = (server.path("root"), server.path("outside"));
+    fs::create_dir_all(root.join("sub")).expect("make a directory");
+    fs::create_dir(&outside).expect("make a directory");
+    for path in ["root/sub/file", "outside/file", "file"] {
+        fs::write(server.path(path), path).expect("write");
+    }
+    let below = |path: &str| {
+        let opened = Dir::open_ambient_dir(&root, cap_std::ambient_authority()).expect("open it");
+        HostPath::below(opened, &root, path)
+    };
+    // As if they had been looked at before: who asks for a copy waits for its guest, and another one comes between.
+    let (from, to) = (below("sub/file"), below("sub/copy"));
+    let link = |target: &Path| {
+        fs::rename(root.join("sub"), root.join("moved")).expect("rename");
+        symlink(target, root.join("sub")).expect("link");
+    };
+    let put_back = || {
+        fs::remove_file(root.join("sub")).expect("remove");
+        fs::rename(root.join("moved"), root.join("sub")).expect("rename");
+    };
+    let options = CopyOptions::default();
+    for target in [Path::new("../outside"), &outside] {
+        link(target);
+        let refused = [
+            session.copy_in(&from, bytes(&server.path("got")), &options).await,
+            session.copy_in(&below("sub"), bytes(&server.path("got")), &options).await,
+            session.copy_out(bytes(&server.path("file")), &to, &options).await,
+            session.copy_out(bytes(&root.join("moved")), &to, &options).await,
+        ];
+        for refused in refused {
+            assert!(matches!(refused, Err(CopyError::Outside { .. })), "{refused:?}");
+        }
+        put_back();
+    }
+
+    // A guest that takes its time when the copy has begun.
+    let tar = server.path("bin/tar");
+    let real = fs::read_link(&tar).expect("a link to busybox");
+    fs::remove_file(&tar).expect("remove");
+    let go = server.path("go");
+    let slow =
+        format!("#!/bin/sh\nuntil [ -e {} ]; do sleep 0.05; done\nexec {} tar \"$@\"\n", go.display(), real.display());
+    fs::write(&tar, slow).expect("write");
+    fs::set_permissions(&tar, Permissions::from_mode(0o755)).expect("chmod");
+    let meanwhile = async {
+        while leftovers(&root.join("sub")).is_empty() {
+            sleep(Duration::from_millis(5)).await;
+        }
+        link(&outside);
+        fs::write(&go, "").expect("write");
+    };
+    let file = server.path("file");
+    let copying = session.copy_out(bytes(&file), &to, &options);
+    let (copied, ()) = timeout(SOON, async { tokio::join!(copying, meanwhile) }).await.expect("an end");
+    copied.expect("it goes where it was asked for");
+    assert_eq!(fs::read_to_string(root.join("moved/copy")).expect("read"), "file");
+    assert_eq!(fs::read_dir(&outside).expect("list").count(), 1);
+    assert!(!server.path("got").exists());
 }

@@ -11,6 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use crate::commands::exit;
+use crate::copies::host;
 use crate::server::{Kind, Server, keygen};
 
 /// No step of these tests should take that long.
@@ -195,7 +196,7 @@ async fn commands_and_copies_run_beside_each_other_though_the_server_allows_one_
     }
     std::fs::write(server.path("from"), "text").expect("written");
     let to = server.path("to").into_os_string().into_encoded_bytes();
-    timeout(SOON, session.copy_in(&server.path("from"), to, &CopyOptions::default()))
+    timeout(SOON, session.copy_in(&host(server.path("from")), to, &CopyOptions::default()))
         .await
         .expect("soon")
         .expect("copied");

@@ -38,7 +38,7 @@ use crate::commands::{self, Context, Interrupt, Interrupter, foreign_paths};
 use crate::config::{self, Config};
 use crate::control::{self, Question};
 use crate::core_tasks::{self, CoreTasks, End};
-use crate::host_access;
+use crate::host_access::{self, CopyRoots};
 use crate::info::{self, PoolState};
 use crate::master::{Access, Contact, Line, LineEvent, MasterLink};
 use crate::notify::{Notifier, Standing};
@@ -686,10 +686,11 @@ impl Daemon {
     }
 
     /// Where copies may read and write on the host.
-    fn copy_roots(&self) -> Vec<PathBuf> {
+    fn copy_roots(&self) -> CopyRoots {
         let worker = &self.config.worker;
-        let elsewhere = self.builder_dirs_elsewhere().filter(|_| worker.host_commands);
-        std::iter::once(worker.basedir.as_path()).chain(elsewhere).map(Path::to_owned).collect()
+        let known = self.builders.directories();
+        let own = known.filter(|path| worker.host_commands || path.starts_with(&worker.basedir));
+        CopyRoots { basedir: worker.basedir.clone(), builder_dirs: own.map(Path::to_owned).collect() }
     }
 
     /// Ends the worker: what runs is given up so that the master runs it again, and every machine is stopped.
