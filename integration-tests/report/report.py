@@ -34,6 +34,10 @@ SLOWEST = 20
 CLOSING = re.compile(r"^test result: .*? (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
 
 
+#: What nextest says at the end if it has not run all that it was to.
+NOT_RUN = re.compile(r"^warning: (\d+)/(\d+) tests were not run", re.MULTILINE)
+
+
 @dataclass
 class Part:
     """A part of a run."""
@@ -43,6 +47,7 @@ class Part:
     seconds: float
     cases: list[junit.Case] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    not_run: int = 0
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,9 @@ def main() -> int:
     for name in sorted(flaky):
         reason = next((entry.reason for entry in known if entry.name == name), "")
         print(f"test: flaky, {f'which is known ({reason})' if reason else 'and counted as failed'}: {name}")
+    for part in parts:
+        if part.not_run:
+            print(f"test: {part.name}: {part.not_run} tests were to be run and were not, which counts as failed")
     if arguments.left_out:
         print(f"test: {arguments.left_out}")
     total: Counter[str] = sum((part.counts for part in parts), Counter())
@@ -86,11 +94,12 @@ def read_parts(directory: Path) -> list[Part]:
         name, status, seconds = line.split()
         part = Part(name, int(status), float(seconds))
         results = directory / f"{name}.xml"
+        log = re.sub(r"\x1b\[[0-9;]*m", "", (directory / f"{name}.log").read_text(errors="replace"))
+        part.not_run = sum(int(number) for number, _ in NOT_RUN.findall(log)[-1:])
         if results.exists():
             part.cases = junit.read(results)
             part.counts = Counter(case.outcome for case in part.cases)
         else:
-            log = re.sub(r"\x1b\[[0-9;]*m", "", (directory / f"{name}.log").read_text(errors="replace"))
             for passed, failed, skipped in CLOSING.findall(log):
                 found = {junit.PASSED: passed, junit.FAILED: failed, junit.SKIPPED: skipped}
                 part.counts.update({outcome: int(number) for outcome, number in found.items()})
@@ -121,6 +130,7 @@ def judge(part: Part, tolerated: set[str]) -> None:
         if case.outcome == junit.FLAKY:
             part.counts[junit.PASSED if case.name in tolerated else junit.FAILED] += 1
     del part.counts[junit.FLAKY]
+    part.counts[junit.FAILED] += part.not_run
     # A runner that failed without saying which test did has failed in something.
     if part.status and not part.counts[junit.FAILED]:
         part.counts[junit.FAILED] = 1

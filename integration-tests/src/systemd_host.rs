@@ -13,7 +13,7 @@ use crate::scratch::Scratch;
 use crate::{Daemon, Master, Ports, SOON};
 
 /// How long the guest may take to boot, on a loaded machine; 16 s on an idle one.
-const BOOT: Duration = Duration::from_secs(120);
+const BOOT: Duration = Duration::from_secs(300);
 
 /// Where the guest finds services of the machine it runs on (QEMU's user network).
 const OUTER_HOST: &str = "10.0.2.2";
