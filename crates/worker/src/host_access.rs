@@ -13,6 +13,28 @@ use cap_std::fs::Dir;
 use protocol::Command;
 use ssh::HostPath;
 
+use crate::config;
+
+/// What copies may do on the host.
+#[derive(Debug, Clone)]
+pub(crate) struct Copies {
+    pub roots: CopyRoots,
+    pub limits: ssh::Limits,
+}
+
+impl Copies {
+    /// As is configured.
+    pub(crate) fn new(roots: CopyRoots, pool: &config::Pool) -> Self {
+        let bytes = |mib: u64| mib.saturating_mul(1 << 20);
+        let limits = ssh::Limits {
+            bytes: bytes(pool.max_copy_mib),
+            keep_free: bytes(pool.disk_low_water_mib),
+            ..ssh::Limits::default()
+        };
+        Copies { roots, limits }
+    }
+}
+
 /// Where copies may read and write on the host: in builders' directories.
 #[derive(Debug, Clone)]
 pub(crate) struct CopyRoots {

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::host_path::{HostPath, led_outside};
 use crate::{ExecError, Lost};
@@ -108,10 +109,22 @@ pub enum CopyError {
         root: String,
     },
     /// More than [`CopyOptions::limits`](crate::CopyOptions::limits) allows.
-    #[error("more than {limit}: raise the limit if this is meant")]
-    TooMuch {
-        /// What was exceeded.
-        limit: String,
+    #[error("more than {limit} bytes")]
+    TooManyBytes {
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// More than [`CopyOptions::limits`](crate::CopyOptions::limits) allows.
+    #[error("more than {limit} files and directories: pack them into an archive there, and copy that")]
+    TooManyEntries {
+        /// How many are allowed.
+        limit: u64,
+    },
+    /// The guest was given up after [`CopyOptions::silence`](crate::CopyOptions::silence).
+    #[error("the guest neither sent nor took anything for {silence:?}")]
+    Silent {
+        /// How long that was waited for.
+        silence: Duration,
     },
     /// The guest sent what no honest `tar` sends.
     #[error("guest sent a bad archive: {why}")]

@@ -1,10 +1,12 @@
 //! The guest's part of a copy: a script, and the lines it speaks to us.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 
 use super::error::{CopyError, Side};
+use super::heard;
 use crate::launch;
 use crate::process::{Event, Exit, Process};
 use crate::session::Session;
@@ -27,6 +29,7 @@ pub(super) struct Script {
     stderr: Lines,
     path: String,
     failed: Option<String>,
+    silence: Duration,
     /// Data that came before the word that was waited for: the two streams are not ordered.
     early: VecDeque<Bytes>,
 }
@@ -49,6 +52,7 @@ impl Script {
         body: &str,
         variables: &[(&str, &[u8])],
         path: &[u8],
+        silence: Duration,
         stdin: bool,
     ) -> Result<Self, CopyError> {
         if !session.dialect().is_posix() {
@@ -70,7 +74,7 @@ impl Script {
         script.extend_from_slice(body.as_bytes());
         let exec = Exec::shell(script).buffer(4 << 20).abandoned_by(Signal::Term);
         let process = session.exec(if stdin { exec.stdin() } else { exec }).await?;
-        Ok(Self { process, stderr: Lines::new(&mark), path: shown, failed: None, early: VecDeque::new() })
+        Ok(Self { process, stderr: Lines::new(&mark), path: shown, failed: None, silence, early: VecDeque::new() })
     }
 
     /// Waits for the script's next step. Cancel-safe.
@@ -140,7 +144,7 @@ impl Script {
     pub(super) async fn word(&mut self) -> Result<String, CopyError> {
         let mut size = 0;
         while size <= MAX_EARLY {
-            match self.next_received().await? {
+            match heard(self.silence, self.next_received()).await?? {
                 Step::Said(word) => return Ok(word),
                 Step::Data(data) => {
                     size += data.len();

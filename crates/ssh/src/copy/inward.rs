@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout};
 use super::error::{CopyError, Side};
 use super::guest::{Script, Step};
 use super::pack::{Layout, pack_counted};
-use super::{Copied, CopyOptions, Tally, blocking, stream};
+use super::{Copied, CopyOptions, Tally, blocking, heard, stream};
 use crate::HostPath;
 use crate::session::Session;
 use crate::stdin::Stdin;
@@ -45,7 +45,7 @@ pub(crate) async fn copy_in(
         ("mode", if options.preserve { mode.as_bytes() } else { b"" }),
         ("flags", if options.preserve { b"p" } else { b"m" }),
     ];
-    let mut script = Script::start(session, SCRIPT, &variables, to, true).await?;
+    let mut script = Script::start(session, SCRIPT, &variables, to, options.silence, true).await?;
     let layout = match script.word().await?.as_str() {
         "fresh" => Layout::Whole,
         "merge" => Layout::Contents,
@@ -56,7 +56,8 @@ pub(crate) async fn copy_in(
     let (writer, chunks) = stream::to_task();
     let (from, tally) = (from.clone(), Tally::new(options.limits));
     let packing = tokio::spawn(blocking(move || pack_counted(&from, layout, tally, writer)));
-    let feeding = feed(chunks, stdin);
+    let silence = options.silence;
+    let feeding = feed(chunks, stdin, silence);
     let finishing = finish(&mut script);
     tokio::pin!(feeding, finishing);
     // If the script ends first, it failed, and says why better than the packer whom nobody listens to any more.
@@ -65,18 +66,18 @@ pub(crate) async fn copy_in(
             finished?;
             return Err(CopyError::Hostile { why: "its part ended before the data".to_owned() });
         }
-        stdin = &mut feeding => stdin,
+        stdin = &mut feeding => stdin?,
     };
     let packed = packing.await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)));
     let copied = match (packed, stdin) {
         (Ok(copied), Some(stdin)) => {
             stdin.close().await;
-            finishing.await?;
+            heard(silence, finishing).await??;
             copied
         }
         // The guest stopped reading.
         (_, None) => {
-            finishing.await?;
+            heard(silence, finishing).await??;
             return Err(CopyError::Hostile { why: "its part ended before the data".to_owned() });
         }
         (Err(error), Some(stdin)) => {
@@ -90,11 +91,17 @@ pub(crate) async fn copy_in(
 }
 
 /// Passes the packer's chunks on; returns the input, unless the guest stopped reading.
-async fn feed(mut chunks: mpsc::Receiver<Bytes>, mut stdin: Stdin) -> Option<Stdin> {
+async fn feed(
+    mut chunks: mpsc::Receiver<Bytes>,
+    mut stdin: Stdin,
+    silence: Duration,
+) -> Result<Option<Stdin>, CopyError> {
     while let Some(chunk) = chunks.recv().await {
-        stdin.write(chunk).await.ok()?;
+        if heard(silence, stdin.write(chunk)).await?.is_err() {
+            return Ok(None);
+        }
     }
-    Some(stdin)
+    Ok(Some(stdin))
 }
 
 async fn finish(script: &mut Script) -> Result<(), CopyError> {

@@ -20,6 +20,7 @@ mod unpack;
 use std::time::Duration;
 
 use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 pub use error::{CopyError, Side};
 pub(crate) use inward::copy_in;
@@ -37,6 +38,8 @@ pub struct CopyOptions {
     pub preserve: bool,
     /// What ends the copy as too much.
     pub limits: Limits,
+    /// How long the guest may say nothing, or take nothing, before it is given up.
+    pub silence: Duration,
 }
 
 /// Bounds on a copy.
@@ -46,19 +49,21 @@ pub struct Limits {
     pub bytes: u64,
     /// Files, directories and links together.
     pub entries: u64,
+    /// Bytes that have to stay free on the host's file system that is written to.
+    pub keep_free: u64,
 }
 
 impl Default for CopyOptions {
-    /// Directories too, times and permissions kept.
+    /// Directories too, times and permissions kept, and ten minutes of silence at most.
     fn default() -> Self {
-        Self { recursive: true, preserve: true, limits: Limits::default() }
+        Self { recursive: true, preserve: true, limits: Limits::default(), silence: SILENCE }
     }
 }
 
 impl Default for Limits {
-    /// 64 GiB in a million entries.
+    /// 64 GiB in a million entries, until the disk is full.
     fn default() -> Self {
-        Self { bytes: 64 << 30, entries: 1_000_000 }
+        Self { bytes: 64 << 30, entries: 1_000_000, keep_free: 0 }
     }
 }
 
@@ -95,6 +100,15 @@ async fn blocking<T: Send + 'static>(
     spawn_blocking(work).await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)))
 }
 
+/// How long a guest may be silent unless somebody says otherwise: one without hardware virtualisation, on a busy host, that packs
+/// or writes a large tree.
+const SILENCE: Duration = Duration::from_secs(600);
+
+/// Waits for something that a guest does.
+async fn heard<T>(silence: Duration, waiting: impl Future<Output = T>) -> Result<T, CopyError> {
+    timeout(silence, waiting).await.map_err(|_| CopyError::Silent { silence })
+}
+
 /// How many skipped entries are named.
 const MAX_SKIPPED: usize = 100;
 
@@ -114,7 +128,7 @@ impl Tally {
     fn entry(&mut self) -> Result<(), CopyError> {
         self.entries += 1;
         match self.entries > self.limits.entries {
-            true => Err(CopyError::TooMuch { limit: format!("{} files and directories", self.limits.entries) }),
+            true => Err(CopyError::TooManyEntries { limit: self.limits.entries }),
             false => Ok(()),
         }
     }
@@ -124,7 +138,7 @@ impl Tally {
         self.copied.files += 1;
         self.copied.bytes = self.copied.bytes.saturating_add(size);
         match self.copied.bytes > self.limits.bytes {
-            true => Err(CopyError::TooMuch { limit: format!("{} bytes", self.limits.bytes) }),
+            true => Err(CopyError::TooManyBytes { limit: self.limits.bytes }),
             false => Ok(()),
         }
     }

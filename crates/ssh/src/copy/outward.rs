@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bytes::Bytes;
 use cap_std::fs::{Dir, DirBuilder, DirBuilderExt};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 use super::error::{CopyError, Side};
 use super::guest::{Script, Step};
 use super::unpack::{Destination, What, unpack};
-use super::{Copied, CopyOptions, Tally, blocking, stream};
+use super::{Copied, CopyOptions, Tally, blocking, heard, stream};
 use crate::dialect::posix::not_an_option;
 use crate::host_path::led_outside;
 use crate::session::Session;
@@ -35,7 +36,7 @@ pub(crate) async fn copy_out(
     let script_from = not_an_option(from);
     let variables: [(&str, &[u8]); 2] =
         [("from", &script_from), ("recursive", if options.recursive { b"1" } else { b"" })];
-    let mut script = Script::start(session, SCRIPT, &variables, from, false).await?;
+    let mut script = Script::start(session, SCRIPT, &variables, from, options.silence, false).await?;
     let directory = match script.word().await?.as_str() {
         "directory" => true,
         "file" => false,
@@ -49,7 +50,7 @@ pub(crate) async fn copy_out(
     let (sender, reader) = stream::to_thread();
     let tally = Tally::new(options.limits);
     let unpacking = tokio::spawn(blocking(move || unpack(reader, destination, tally)));
-    let received = receive(&mut script, sender).await;
+    let received = receive(&mut script, sender, options.silence).await;
     let unpacked = unpacking.await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)));
     // What the guest says of its failure explains a cut archive better than the cut does; but an unpacker that gave up
     // is what stopped the guest.
@@ -74,9 +75,9 @@ enum Received {
 }
 
 /// Passes the guest's stream on to the unpacker.
-async fn receive(script: &mut Script, sender: mpsc::Sender<Bytes>) -> Received {
+async fn receive(script: &mut Script, sender: mpsc::Sender<Bytes>, silence: Duration) -> Received {
     loop {
-        match script.next().await {
+        match heard(silence, script.next()).await.flatten() {
             Ok(Step::Data(data)) => {
                 if sender.send(data).await.is_err() {
                     return Received::UnpackerGaveUp;

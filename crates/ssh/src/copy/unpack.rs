@@ -29,6 +29,9 @@ const MAX_TRAILER: u64 = 1 << 20;
 /// The longest path that is taken, in bytes: Linux's PATH_MAX.
 const MAX_PATH: usize = 4096;
 
+/// After how much of a file it is looked how much space is left, in bytes: others write to the disk, too.
+const LOOK: u64 = 64 << 20;
+
 /// Where and how to unpack.
 #[derive(Debug)]
 pub(super) struct Destination {
@@ -112,6 +115,8 @@ impl Unpack<'_> {
             return Err(hostile(format!("it has {path:?}, and the file {name:?} was asked for")));
         }
         self.leave(Some(&path))?;
+        // Names take space, too.
+        self.room(if let Kind::File { size } = entry.kind { size } else { 0 })?;
         match &entry.kind {
             Kind::Directory => self.directory(path, entry),
             Kind::File { size } => {
@@ -230,8 +235,12 @@ impl Unpack<'_> {
     }
 
     fn contents(&mut self, file: &mut File, path: &Path, size: u64, from: &mut impl Read) -> Result<(), CopyError> {
-        let mut left = size;
+        let (mut left, mut unlooked) = (size, 0);
         while left > 0 {
+            if unlooked >= LOOK {
+                self.room(left)?;
+                unlooked = 0;
+            }
             let wanted = self.buffer.len().min(left.try_into().unwrap_or(usize::MAX));
             match from.read(&mut self.buffer[..wanted]) {
                 Ok(0) => return Err(hostile("it ends within a file".to_owned())),
@@ -239,6 +248,7 @@ impl Unpack<'_> {
                     let written = file.write_all(&self.buffer[..read]);
                     written.map_err(|error| CopyError::host("write", &self.destination.shown.join(path), &error))?;
                     left -= read as u64;
+                    unlooked += read as u64;
                 }
                 Err(error) => return Err(hostile(error.to_string())),
             }
@@ -331,6 +341,20 @@ impl Unpack<'_> {
         Ok(())
     }
 
+    /// Refuses to fill the file system up. One that does not tell how much it has is not refused.
+    fn room(&self, needed: u64) -> Result<(), CopyError> {
+        let keep = self.tally.limits.keep_free;
+        let Ok(space) = fs::fstatvfs(&self.root) else { return Ok(()) };
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        if keep == 0 || free >= needed.saturating_add(keep) {
+            return Ok(());
+        }
+        let shown = self.destination.shown.display();
+        let why =
+            format!("{needed} bytes are to be written to {shown}, where {free} are free and {keep} have to stay so");
+        Err(CopyError::DiskFull { side: Side::Host, why })
+    }
+
     fn failed(&self, doing: &str, path: &Path, error: Errno) -> CopyError {
         CopyError::host(doing, &self.destination.shown.join(path), &error.into())
     }
@@ -379,7 +403,7 @@ mod tests {
     use super::*;
     use crate::Limits;
 
-    const LIMITS: Limits = Limits { bytes: 1000, entries: 10 };
+    const LIMITS: Limits = Limits { bytes: 1000, entries: 10, keep_free: 0 };
 
     /// Before 1970, and not at the beginning of a second.
     const MTIME: TarTime = TarTime { seconds: -1000, nanoseconds: 123_456_789 };
@@ -514,6 +538,20 @@ mod tests {
         check_refused(&vec![dir("a"); 11], "more than 10 files and directories");
         check_refused(&[entry(Kind::File { size: 1001 }, "a")], "more than 1000 bytes");
         check_refused(&vec![entry(Kind::File { size: 300 }, "a"); 4], "more than 1000 bytes");
+    }
+
+    #[test]
+    fn the_disk_is_not_filled_up() {
+        let outer = tempfile::tempdir().expect("make a directory");
+        let free = |keep_free| {
+            let tally = Tally::new(Limits { keep_free, ..LIMITS });
+            unpack(&archive(&[file("a")])[..], destination(outer.path(), true), tally)
+        };
+        let error = free(u64::MAX).expect_err("there is not so much space");
+        assert!(matches!(&error, CopyError::DiskFull { side: Side::Host, .. }), "{error}");
+        assert!(error.to_string().contains("4 bytes are to be written to"), "{error}");
+        assert_eq!(std::fs::read_dir(outer.path()).expect("list").count(), 0);
+        free(1).expect("there is that much");
     }
 
     #[test]

@@ -264,7 +264,10 @@ async fn what_cannot_be_copied_is_said_with_its_side() {
                     Way::In => session.copy_in(&host(at("file")), bytes(&at("x")), &options).await,
                     Way::Out => session.copy_out(bytes(&at("file")), &host(at("x")), &options).await,
                 };
-                assert!(matches!(too_much, Err(CopyError::TooMuch { .. })), "{too_much:?}");
+                assert!(
+                    matches!(too_much, Err(CopyError::TooManyBytes { .. } | CopyError::TooManyEntries { .. })),
+                    "{too_much:?}"
+                );
             }
             assert!(!at("x").exists());
             assert!(leftovers(server.dir.path()).is_empty(), "{:?}", leftovers(server.dir.path()));
@@ -481,4 +484,30 @@ async fn a_directory_of_the_host_that_becomes_a_link_leads_nowhere() {
     assert_eq!(fs::read_to_string(root.join("moved/copy")).expect("read"), "file");
     assert_eq!(fs::read_dir(&outside).expect("list").count(), 1);
     assert!(!server.path("got").exists());
+}
+
+#[tokio::test]
+async fn a_guest_that_says_nothing_is_given_up() {
+    let server = Server::start(Kind::Busybox);
+    let session = server.session().await;
+    fs::write(server.path("file"), "x").expect("write");
+    File::create(server.path("large")).expect("make a file").set_len(1 << 30).expect("grow it");
+    let tar = server.path("bin/tar");
+    fs::remove_file(&tar).expect("remove");
+    fs::write(&tar, "#!/bin/sh\nexec sleep 1000\n").expect("write");
+    fs::set_permissions(&tar, Permissions::from_mode(0o755)).expect("chmod");
+    let silence = Duration::from_millis(500);
+    let options = CopyOptions { silence, ..CopyOptions::default() };
+    let copies = async {
+        [
+            session.copy_out(bytes(&server.path("file")), &host(server.path("x")), &options).await,
+            // It takes nothing, or all there is and does not end.
+            session.copy_in(&host(server.path("large")), bytes(&server.path("x")), &options).await,
+            session.copy_in(&host(server.path("file")), bytes(&server.path("x")), &options).await,
+        ]
+    };
+    for copied in timeout(SOON, copies).await.expect("an end") {
+        assert_eq!(copied, Err(CopyError::Silent { silence }));
+    }
+    assert!(!server.path("x").exists());
 }

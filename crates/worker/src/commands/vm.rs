@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::console::Console;
 use super::{Context, Failure, conclude};
-use crate::host_access::CopyRoots;
+use crate::host_access::Copies;
 use crate::output::Reporter;
 use crate::pool::{Held, Hold, Machine, Order, Owner, Pool, Progress, Rebooted, Saved, Stopped, VmError, sentence};
 
@@ -27,20 +27,20 @@ const FAILED: i32 = 1;
 /// The exit status of a command that did not run to its end.
 pub(super) const KILLED: i32 = -1;
 
-/// Runs one VM command of a builder to its completion. `roots` are where copies may read and write on the host.
+/// Runs one VM command of a builder to its completion. `copies` is what its copies may do on the host.
 pub(crate) async fn run(
     context: Context,
     command: Command,
     builder: String,
     console_log: Option<String>,
     pool: Pool,
-    roots: CopyRoots,
+    copies: Copies,
     reporter: Reporter,
 ) {
     let started = Instant::now();
     let work = async {
         let (context, reporter, pool) = (&context, &reporter, &pool);
-        let work = Work { context, reporter, pool, roots: &roots, builder: &builder, console_log };
+        let work = Work { context, reporter, pool, copies: &copies, builder: &builder, console_log };
         tokio::select! {
             biased;
             why = context.interrupt.requested() => {
@@ -107,7 +107,7 @@ struct Work<'a> {
     context: &'a Context,
     reporter: &'a Reporter,
     pool: &'a Pool,
-    roots: &'a CopyRoots,
+    copies: &'a Copies,
     builder: &'a str,
     console_log: Option<String>,
 }
@@ -179,8 +179,12 @@ impl Work<'_> {
         let basedir = &self.context.basedir;
         let there = machine.basedir().path;
         let guest = |path: &Path| crate::place::guest_path(&copy.workdir.join(path), basedir, &there);
-        let options =
-            ssh::CopyOptions { recursive: copy.recursive, preserve: copy.preserve, ..ssh::CopyOptions::default() };
+        let options = ssh::CopyOptions {
+            recursive: copy.recursive,
+            preserve: copy.preserve,
+            limits: self.copies.limits,
+            ..ssh::CopyOptions::default()
+        };
         let work = async {
             match copy.direction {
                 Direction::In => {
@@ -209,6 +213,9 @@ impl Work<'_> {
             Err(ssh::CopyError::Lost(lost)) => {
                 return Err(VmError::Lost { reason: crate::place::cause(&machine.fate(), &lost).await }.into());
             }
+            Err(error @ ssh::CopyError::TooManyBytes { .. }) => {
+                return Err(Refusal::of_copy(&format_args!("{error}, which is pool.max_copy_mib of the worker")));
+            }
             Err(error) => return Err(Refusal::of_copy(&error)),
         };
         for skipped in &copied.skipped {
@@ -225,7 +232,7 @@ impl Work<'_> {
 
     /// What a copy reads or writes on the host.
     async fn host_path(&self, copy: &VmCopy, path: &Path) -> Result<HostPath, Refusal> {
-        let (roots, path) = (self.roots.clone(), copy.workdir.join(path));
+        let (roots, path) = (self.copies.roots.clone(), copy.workdir.join(path));
         let make = copy.direction == Direction::Out;
         let shown = path.display().to_string();
         let opened = spawn_blocking(move || roots.path(&path, make)).await;

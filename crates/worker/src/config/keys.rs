@@ -93,6 +93,7 @@ fn of_pool(pool: &Pool, note: &mut Note<'_>) {
         max_held,
         memory_budget_mib,
         disk_low_water_mib,
+        max_copy_mib,
         warm_max_age,
         warm_max_load,
         accel,
@@ -109,6 +110,7 @@ fn of_pool(pool: &Pool, note: &mut Note<'_>) {
     note("max_held", plain(max_held));
     note("memory_budget_mib", or_unset(memory_budget_mib.as_ref(), plain));
     note("disk_low_water_mib", plain(disk_low_water_mib));
+    note("max_copy_mib", plain(max_copy_mib));
     note("warm_max_age", seconds(*warm_max_age));
     note("warm_max_load", plain(warm_max_load));
     let accel = match accel {

@@ -106,8 +106,11 @@ pub(crate) struct Pool {
     pub max_held: u16,
     /// How much memory machines may have altogether, in MiB; most of the host's if absent.
     pub memory_budget_mib: Option<u64>,
-    /// With less space than this on the state directory's file system, in MiB, no machine is started.
+    /// With less space than this on the state directory's file system, in MiB, no machine is started; and no copy from a guest
+    /// leaves less on the one that it is written to.
     pub disk_low_water_mib: u64,
+    /// How much one copy between host and guest may move, in MiB.
+    pub max_copy_mib: u64,
     /// How old a machine may get that is kept ready.
     pub warm_max_age: Duration,
     /// The load of the last minute, for each processor, above which no machine is made to be kept ready.
@@ -311,6 +314,7 @@ fn parse_pool(mut section: Section<'_>, basedir: &Path) -> Pool {
         max_held: section.number("max_held", 0..=1000, 1),
         memory_budget_mib: section.optional_number("memory_budget_mib", 16..=1 << 30),
         disk_low_water_mib: section.number("disk_low_water_mib", 0..=1 << 30, 1024),
+        max_copy_mib: section.number("max_copy_mib", 1..=1 << 30, 65_536),
         warm_max_age: section.seconds("warm_max_age", 1.0..=2_592_000.0, 3600.0),
         warm_max_load: section.parsed("warm_max_load", 2.0, |load: f64| {
             (0.0..=1000.0).contains(&load).then_some(load).ok_or("a number from 0 to 1000")

@@ -38,7 +38,7 @@ use crate::commands::{self, Context, Interrupt, Interrupter, foreign_paths};
 use crate::config::{self, Config};
 use crate::control::{self, Question};
 use crate::core_tasks::{self, CoreTasks, End};
-use crate::host_access::{self, CopyRoots};
+use crate::host_access::{self, Copies, CopyRoots};
 use crate::info::{self, PoolState};
 use crate::master::{Access, Contact, Line, LineEvent, MasterLink};
 use crate::notify::{Notifier, Standing};
@@ -644,8 +644,8 @@ impl Daemon {
             command.map_paths(|path| context.resolve(path));
             let pool = self.pool.clone();
             let builder = builder.unwrap_or_default();
-            let roots = self.copy_roots();
-            return Box::pin(commands::vm::run(context, command, builder, console_log, pool, roots, reporter));
+            let copies = Copies::new(self.copy_roots(), &self.config.pool);
+            return Box::pin(commands::vm::run(context, command, builder, console_log, pool, copies, reporter));
         }
         let machine = match placement {
             Placement::Host => Ok(None),

@@ -20,7 +20,10 @@ use self::destination::Destination;
 use crate::config::{Log, LogFormat};
 
 /// Libraries that write what passes through them, logins and builds' output included, when asked for much detail.
-const TALKATIVE: [&str; 3] = ["russh", "tokio_tungstenite", "tungstenite"];
+const TALKATIVE: [&str; 2] = ["tokio_tungstenite", "tungstenite"];
+
+/// Libraries that repeat a guest's words in their warnings, as often as it likes.
+const GUESTS_VOICE: [&str; 1] = ["russh"];
 
 /// What the journal has as the name of this program.
 const IDENTIFIER: &str = "kvm-worker";
@@ -96,10 +99,10 @@ fn journal() -> io::Result<tracing_journald::Layer> {
     Ok(layer.with_field_prefix(None).with_syslog_identifier(IDENTIFIER.to_owned()).with_priority_mappings(priorities))
 }
 
-/// Whether a line is none of those that have builds' output or secrets in them, whatever the filter says.
+/// Whether a line is none of those that have builds' output, guests' words or secrets in them, whatever the filter says.
 fn is_harmless(metadata: &Metadata<'_>) -> bool {
     let crate_name = metadata.target().split("::").next().unwrap_or_default();
-    *metadata.level() <= Level::INFO || !TALKATIVE.contains(&crate_name)
+    !GUESTS_VOICE.contains(&crate_name) && (*metadata.level() <= Level::INFO || !TALKATIVE.contains(&crate_name))
 }
 
 #[cfg(test)]
@@ -127,10 +130,10 @@ mod tests {
         let (filter, handle) = reload::Layer::new(EnvFilter::new("trace,russh::client=trace"));
         let subscriber = tracing_subscriber::registry().with(filter).with(filter_fn(is_harmless));
         tracing::subscriber::with_default(subscriber, || {
-            assert!(tracing::enabled!(target: "russh::client", Level::INFO));
+            assert!(tracing::enabled!(target: "tungstenite::protocol", Level::INFO));
             assert!(tracing::enabled!(target: "russhington", Level::TRACE));
             assert!(tracing::enabled!(target: "kvm_worker::daemon", Level::TRACE));
-            assert!(!tracing::enabled!(target: "russh::client", Level::DEBUG));
+            assert!(!tracing::enabled!(target: "russh::client::encrypted", Level::ERROR));
             assert!(!tracing::enabled!(target: "russh", Level::TRACE));
             assert!(!tracing::enabled!(target: "tungstenite::protocol", Level::TRACE));
             handle.reload(EnvFilter::new("warn,qemu=debug")).expect("the subscriber is there");

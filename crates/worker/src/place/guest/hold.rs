@@ -93,7 +93,7 @@ async fn keep(mut process: ssh::Process, mut stdin: ssh::Stdin, mut wanted: mpsc
         if stdin.write(line).await.is_err() {
             return;
         }
-        let Some(pid) = number(&mut process, &mut said).await else { return };
+        let Ok(Some(pid)) = timeout(OPENING, number(&mut process, &mut said)).await else { return };
         let opened = (pid > 0).then(|| {
             let (needed, not_any_more) = oneshot::channel();
             held.push(async move {

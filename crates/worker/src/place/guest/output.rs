@@ -1,10 +1,12 @@
 //! What a program of our own writes.
 
 use std::io;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::stream::{self, StreamExt};
 use tokio::io::AsyncRead;
+use tokio::time::timeout;
 use tokio_util::io::StreamReader;
 
 use super::Guest;
@@ -12,6 +14,9 @@ use super::refusal::refusal;
 
 /// How much of what a tool complains of is kept, in bytes.
 const MAX_SAID: usize = 8 * 1024;
+
+/// How long one may say nothing. The longest that such a one has to do is to look for files in a large tree.
+const SILENCE: Duration = Duration::from_secs(600);
 
 /// A program of our own that runs. Dropping it kills it.
 pub(super) struct Output {
@@ -38,7 +43,11 @@ impl Output {
     /// It failed: what it complained of last.
     pub(super) async fn next(&mut self) -> io::Result<Option<Bytes>> {
         loop {
-            match self.process.next().await {
+            let Ok(event) = timeout(SILENCE, self.process.next()).await else {
+                let silent = format!("the guest's tool said nothing for {} s", SILENCE.as_secs());
+                return Err(io::Error::new(io::ErrorKind::TimedOut, silent));
+            };
+            match event {
                 Ok(Some(ssh::Event::Stdout(bytes))) => return Ok(Some(bytes)),
                 Ok(Some(ssh::Event::Stderr(bytes))) => self.hear(&bytes),
                 Ok(Some(ssh::Event::Exited(exit))) => self.exit = Some(exit),
