@@ -2,6 +2,7 @@
 //!
 //! What a malformed message does to the conversation is part of the protocol, so [`DecodeError`] is sorted by it.
 
+use rmp::Marker;
 use rmpv::Value as Raw;
 use serde::Serialize;
 use thiserror::Error;
@@ -17,6 +18,10 @@ pub const MAX_MESSAGE_SIZE: usize = 64 << 20;
 
 /// How deep lists and maps may be nested in a message.
 const MAX_DEPTH: usize = 64;
+
+/// How much the values of a message may take in memory beside its bytes, in bytes: one that is a single byte of a message is
+/// held as so many. The largest that a master has reason to send is a list of paths.
+const MAX_MEMORY: usize = MAX_MESSAGE_SIZE;
 
 /// What is wrong with a message from the master, by what is to be done about it.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
@@ -40,11 +45,14 @@ pub enum DecodeError {
 /// Reads one message.
 ///
 /// # Errors
-/// See [`DecodeError`]; a message longer than [`MAX_MESSAGE_SIZE`] is a violation.
+/// See [`DecodeError`]; a message longer than [`MAX_MESSAGE_SIZE`], or of which too much would have to be held, is a violation.
 pub fn decode(message: &[u8]) -> Result<Incoming, DecodeError> {
     let violation = |what: &str| DecodeError::Violation(what.to_owned());
     if message.len() > MAX_MESSAGE_SIZE {
         return Err(violation("the message is too long"));
+    }
+    if count_values(message) > (MAX_MEMORY / size_of::<Raw>()) as u64 {
+        return Err(violation("the message has too many values"));
     }
     let mut rest = message;
     let raw = rmpv::decode::read_value_with_max_depth(&mut rest, MAX_DEPTH)
@@ -68,6 +76,50 @@ pub fn decode(message: &[u8]) -> Result<Incoming, DecodeError> {
     }
     let request = fields.request(&op)?;
     Ok(Incoming::Request { seq: fields.seq, request })
+}
+
+/// How many values a message has, as far as it is well-formed, without holding any of them.
+fn count_values(message: &[u8]) -> u64 {
+    let (mut rest, mut wanted, mut count) = (message, 1_u64, 0);
+    while wanted > 0 {
+        let Some((first, after)) = rest.split_first() else { break };
+        let marker = Marker::from_u8(*first);
+        let number =
+            |bytes: usize| after.get(..bytes).map(|bytes| bytes.iter().fold(0, |n, byte| n << 8 | u64::from(*byte)));
+        // How many bytes follow the marker, and how many values are in it.
+        let size = match marker {
+            Marker::FixPos(_) | Marker::FixNeg(_) | Marker::Null | Marker::True | Marker::False | Marker::Reserved => {
+                Some((0, 0))
+            }
+            Marker::U8 | Marker::I8 => Some((1, 0)),
+            Marker::U16 | Marker::I16 => Some((2, 0)),
+            Marker::U32 | Marker::I32 | Marker::F32 => Some((4, 0)),
+            Marker::U64 | Marker::I64 | Marker::F64 => Some((8, 0)),
+            Marker::FixStr(bytes) => Some((bytes.into(), 0)),
+            Marker::Str8 | Marker::Bin8 => number(1).map(|bytes| (1 + bytes, 0)),
+            Marker::Str16 | Marker::Bin16 => number(2).map(|bytes| (2 + bytes, 0)),
+            Marker::Str32 | Marker::Bin32 => number(4).map(|bytes| (4 + bytes, 0)),
+            // They have a type, too.
+            Marker::FixExt1 => Some((2, 0)),
+            Marker::FixExt2 => Some((3, 0)),
+            Marker::FixExt4 => Some((5, 0)),
+            Marker::FixExt8 => Some((9, 0)),
+            Marker::FixExt16 => Some((17, 0)),
+            Marker::Ext8 => number(1).map(|bytes| (2 + bytes, 0)),
+            Marker::Ext16 => number(2).map(|bytes| (3 + bytes, 0)),
+            Marker::Ext32 => number(4).map(|bytes| (5 + bytes, 0)),
+            Marker::FixArray(items) => Some((0, items.into())),
+            Marker::Array16 => number(2).map(|items| (2, items)),
+            Marker::Array32 => number(4).map(|items| (4, items)),
+            Marker::FixMap(pairs) => Some((0, 2 * u64::from(pairs))),
+            Marker::Map16 => number(2).map(|pairs| (2, 2 * pairs)),
+            Marker::Map32 => number(4).map(|pairs| (4, 2 * pairs)),
+        };
+        let Some((bytes, items)) = size else { break };
+        let Some(next) = usize::try_from(bytes).ok().and_then(|bytes| after.get(bytes..)) else { break };
+        (rest, count, wanted) = (next, count + 1, wanted - 1 + items);
+    }
+    count
 }
 
 /// The keys of a message that have not been looked at yet.

@@ -311,3 +311,68 @@ proptest! {
         let _ = decode(&bytes);
     }
 }
+
+#[test]
+fn many_small_values_are_not_held() {
+    // Each is one byte of the message.
+    let message = |items: u32| {
+        let mut message = vec![0x81, 0xa1, b'x', 0xdd];
+        message.extend(items.to_be_bytes());
+        message.resize(message.len() + items as usize, 0xc0);
+        message
+    };
+    let most = (MAX_MEMORY / size_of::<Raw>()) as u32;
+    let refused =
+        |items| matches!(decode(&message(items)), Err(DecodeError::Violation(why)) if why.contains("too many values"));
+    assert!(refused(most));
+    assert!(refused(MAX_MESSAGE_SIZE as u32 - 100));
+    assert!(!refused(most - 10));
+}
+
+#[test]
+fn more_is_claimed_than_is_there() {
+    // Maps and arrays that say they have four thousand million items, in each other.
+    for marker in [0xdd, 0xdf] {
+        let message = [marker, 0xff, 0xff, 0xff, 0xff].repeat(60);
+        assert!(matches!(decode(&message), Err(DecodeError::Violation(_))));
+    }
+}
+
+fn any_raw() -> impl Strategy<Value = Raw> {
+    let leaf = prop_oneof![
+        Just(Raw::Nil),
+        any::<bool>().prop_map(Raw::from),
+        any::<i64>().prop_map(Raw::from),
+        any::<u64>().prop_map(Raw::from),
+        any::<f32>().prop_map(Raw::from),
+        any::<f64>().prop_map(Raw::from),
+        ".{0,300}".prop_map(Raw::from),
+        prop::collection::vec(any::<u8>(), 0..70_000).prop_map(Raw::Binary),
+        (any::<i8>(), prop::collection::vec(any::<u8>(), 0..300)).prop_map(|(kind, data)| Raw::Ext(kind, data)),
+    ];
+    leaf.prop_recursive(3, 100, 40, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..40).prop_map(Raw::Array),
+            prop::collection::vec((inner.clone(), inner), 0..40).prop_map(Raw::Map),
+        ]
+    })
+}
+
+fn values_in(raw: &Raw) -> u64 {
+    1 + match raw {
+        Raw::Array(items) => items.iter().map(values_in).sum(),
+        Raw::Map(pairs) => pairs.iter().map(|(key, value)| values_in(key) + values_in(value)).sum(),
+        _ => 0,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn values_are_counted_as_they_are_read(raw in any_raw()) {
+        let mut message = Vec::new();
+        rmpv::encode::write_value(&mut message, &raw).unwrap();
+        prop_assert_eq!(count_values(&message), values_in(&raw));
+    }
+}
