@@ -1,10 +1,12 @@
 //! What the worker says of itself when the master asks (worker info, Buildbot 4.3.0).
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
+use std::io::Read;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::{fs, io};
 
+use cap_std::fs::{Dir, OpenOptions, OpenOptionsExt};
 use protocol::command::COMMANDS;
 use protocol::{Value, WorkerInfo};
 
@@ -16,8 +18,18 @@ pub(crate) const BUILDBOT_VERSION: &str = "4.3.0";
 /// The largest file of `info/` that is passed on, in bytes.
 const MAX_INFO_FILE: u64 = 64 * 1024;
 
-/// Words that make an environment variable's name look like that of a secret.
-const SECRET_WORDS: [&str; 7] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE_KEY", "API_KEY"];
+/// How many of them.
+const MAX_INFO_FILES: usize = 100;
+
+/// Texts that make an environment variable's name look like that of a secret, wherever they are in it.
+const SECRET_TEXTS: [&str; 9] =
+    ["PASSWORD", "PASSWD", "PASSPHRASE", "SECRET", "TOKEN", "CREDENTIAL", "PRIVATE_KEY", "API_KEY", "APIKEY"];
+
+/// The same for the last of its words.
+const SECRET_ENDS: [&str; 4] = ["PASS", "PAT", "PWD", "AUTH"];
+
+/// What builds need to know of a host that they don't run on: over msgpack a master makes paths of some of it.
+const NEEDED: [&str; 8] = ["HOME", "LANG", "LOGNAME", "PATH", "SHELL", "TMPDIR", "TZ", "USER"];
 
 /// Variables that systemd sets for the worker alone: sockets, credentials and watchdogs that a build has no business
 /// with, or that would have its programs believe they are the service (systemd.exec(5), sd_notify(3)).
@@ -61,10 +73,9 @@ pub(crate) struct PoolState {
 
 /// Everything the master may know. Files are read anew, so that a changed `info/host` shows after a reconnect.
 pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)], pool: PoolState) -> WorkerInfo {
-    let mut info = directory_info(&config.worker.basedir.join("info"));
+    let mut info = directory_info(&config.worker.basedir);
     info.extend(os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default()));
-    let environment =
-        shown_environment(environment.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?))));
+    let environment = environment_of_host(environment, config.worker.host_commands);
     let commands = COMMANDS.iter().map(|(name, version)| ((*name).to_owned(), Value::from(*version))).collect();
     let basedir = config.worker.basedir.to_string_lossy().into_owned();
     let images = config.images.keys().map(|name| Value::from(name.as_str())).collect();
@@ -108,32 +119,58 @@ fn is_our_own(name: &OsStr) -> bool {
         || SERVICE_VARIABLES.iter().any(|variable| name == *variable)
 }
 
+/// The worker's environment as a master shows it: no more than is needed if no build runs in it.
+fn environment_of_host(environment: &[(OsString, OsString)], host_commands: bool) -> Value {
+    let text = environment.iter().filter_map(|(name, value)| Some((name.to_str()?, value.to_str()?)));
+    shown_environment(text.filter(|(name, _)| host_commands || NEEDED.contains(name)))
+}
+
 /// Variables as a master shows them: without those that look like secrets.
 pub(crate) fn shown_environment<'a>(variables: impl Iterator<Item = (&'a str, &'a str)>) -> Value {
-    let shown = variables.filter(|(name, _)| !looks_secret(name));
+    let shown = variables.filter(|(name, value)| !looks_secret(name) && !has_login(value));
     Value::Map(shown.map(|(name, value)| (name.to_owned(), Value::from(value))).collect())
 }
 
 fn looks_secret(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    SECRET_WORDS.iter().any(|word| name.contains(word))
+    // PWD and OLDPWD are directories, and SSH_AUTH_SOCK is none.
+    let end = name.split_once('_').map(|_| name.rsplit('_').next().unwrap_or_default());
+    SECRET_TEXTS.iter().any(|text| name.contains(text)) || end.is_some_and(|end| SECRET_ENDS.contains(&end))
 }
 
-/// The text of each file in `info/`, under the file's name.
-fn directory_info(directory: &Path) -> Vec<(String, Value)> {
-    let mut info: Vec<_> = fs::read_dir(directory)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() <= MAX_INFO_FILE))
+/// Whether there is a URL in it that says who logs in.
+fn has_login(value: &str) -> bool {
+    let ends = |char: char| matches!(char, '/' | '?' | '#') || char.is_whitespace();
+    value.split("://").skip(1).any(|rest| rest.split(ends).next().is_some_and(|authority| authority.contains('@')))
+}
+
+/// The text of each file in `info/`, under the file's name. What a copy put there is nobody's way to other files.
+fn directory_info(basedir: &Path) -> Vec<(String, Value)> {
+    let opened =
+        Dir::open_ambient_dir(basedir, cap_std::ambient_authority()).and_then(|basedir| basedir.open_dir("info"));
+    let Ok(directory) = opened else { return Vec::new() };
+    let entries = directory.entries().into_iter().flatten().flatten().take(MAX_INFO_FILES);
+    let mut info: Vec<_> = entries
         .filter_map(|entry| {
             let name = entry.file_name().into_string().ok()?;
-            let text = fs::read(entry.path()).ok()?;
+            let text = info_file(&directory, &name).ok().flatten()?;
             Some((name, Value::from(String::from_utf8_lossy(&text).into_owned())))
         })
         .collect();
     info.sort_by(|(a, _), (b, _)| a.cmp(b));
     info
+}
+
+/// What is in a file; nothing if that is more than is passed on, or it is none.
+fn info_file(directory: &Dir, name: &str) -> io::Result<Option<Vec<u8>>> {
+    // A pipe must not hold us up.
+    let file = directory.open_with(name, OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK))?;
+    if !file.metadata()?.is_file() {
+        return Ok(None);
+    }
+    let mut text = Vec::new();
+    file.take(MAX_INFO_FILE + 1).read_to_end(&mut text)?;
+    Ok(Some(text).filter(|text| text.len() as u64 <= MAX_INFO_FILE))
 }
 
 /// `NAME="Debian"` becomes `os_name`, and so on (os-release(5)); empty values are left out.
@@ -178,21 +215,62 @@ mod tests {
     #[test]
     fn files_of_info_are_passed_on_as_text() {
         let directory = tempfile::tempdir().unwrap();
-        fs::write(directory.path().join("admin"), "me <me@example.org>\n").unwrap();
-        fs::write(directory.path().join("host"), b"caf\xe9").unwrap();
-        fs::create_dir(directory.path().join("subdirectory")).unwrap();
-        let expected = [("admin", "me <me@example.org>\n"), ("host", "caf\u{fffd}")];
+        let path = |name: &str| directory.path().join("info").join(name);
+        assert_eq!(directory_info(directory.path()), []);
+        fs::create_dir_all(path("subdirectory")).unwrap();
+        fs::write(path("admin"), "me <me@example.org>\n").unwrap();
+        fs::write(path("host"), b"caf\xe9").unwrap();
+        fs::write(path("long"), vec![b'x'; 64 * 1024 + 1]).unwrap();
+        fs::write(directory.path().join("secret"), "hunter2").unwrap();
+        std::os::unix::fs::symlink("../secret", path("link")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", path("far")).unwrap();
+        std::os::unix::fs::symlink("host", path("near")).unwrap();
+        nix::unistd::mkfifo(&path("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let expected = [("admin", "me <me@example.org>\n"), ("host", "caf\u{fffd}"), ("near", "caf\u{fffd}")];
         assert_eq!(directory_info(directory.path()), expected.map(|(k, v)| (k.to_owned(), v.into())));
-        assert_eq!(directory_info(&directory.path().join("absent")), []);
+        fs::remove_dir_all(path("")).unwrap();
+        std::os::unix::fs::symlink("/etc", directory.path().join("info")).unwrap();
+        assert_eq!(directory_info(directory.path()), []);
     }
 
     #[test]
     fn secrets_are_told_by_their_names() {
         let check = |name: &str, expected: bool| assert_eq!(looks_secret(name), expected, "{name}");
         check("PATH", false);
+        check("PWD", false);
+        check("OLDPWD", false);
+        check("PATCH", false);
+        check("COMPASS_PATH", false);
         check("SSH_AUTH_SOCK", false);
         check("AWS_SECRET_ACCESS_KEY", true);
         check("github_token", true);
         check("PGPASSWORD", true);
+        check("DB_PASS", true);
+        check("GITHUB_PAT", true);
+        check("MYSQL_PWD", true);
+        check("NPM_AUTH", true);
+    }
+
+    #[test]
+    fn logins_in_urls_are_not_shown() {
+        let check = |value: &str, expected: bool| assert_eq!(has_login(value), expected, "{value}");
+        check("https://proxy.example.org:3128/", false);
+        check("http://example.org/a@b", false);
+        check("me@example.org", false);
+        check("https://me:hunter2@example.org/x", true);
+        check("a https://token@example.org b", true);
+        check("http://a.org https://u:p@b.org", true);
+    }
+
+    #[test]
+    fn where_nothing_runs_on_the_host_its_environment_is_nobodys_business() {
+        let variables = [("PATH", "/bin"), ("HOME", "/home/w"), ("DEPLOY_TARGET", "prod"), ("DB_PASS", "hunter2")]
+            .map(|(name, value)| (name.into(), value.into()));
+        let shown = |host_commands| match environment_of_host(&variables, host_commands) {
+            Value::Map(pairs) => pairs.into_iter().map(|(name, _)| name).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(shown(true), ["PATH", "HOME", "DEPLOY_TARGET"]);
+        assert_eq!(shown(false), ["PATH", "HOME"]);
     }
 }

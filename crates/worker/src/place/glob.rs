@@ -12,8 +12,18 @@ use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::MAX_NAMES;
+
+/// How much memory the paths of all searches may take together, in bytes.
+const MAX_HELD: usize = 256 << 20;
+
+/// What a path takes beside its characters, in bytes.
+const PATH_COST: usize = 64;
+
+/// How much they take.
+static HELD: AtomicUsize = AtomicUsize::new(0);
 
 /// The directories that are searched. None of it fails: what can't be looked at is not there.
 pub(super) trait Tree {
@@ -41,25 +51,47 @@ pub(super) trait Tree {
 /// Unlike Python it does not go round in circles: `**` does not enter a directory through itself.
 ///
 /// # Errors
-/// More than [`MAX_NAMES`] matches.
+/// More than [`MAX_NAMES`] matches, or too much of a tree that is remembered, together with other searches.
 pub(super) fn glob(pattern: &str, tree: &mut impl Tree) -> io::Result<Vec<PathBuf>> {
-    let mut search = Search { tree, found: BTreeSet::new() };
+    let mut search = Search { tree, found: BTreeSet::new(), held: 0 };
     let components: Vec<&str> = pattern.split('/').collect();
     match components.iter().position(|component| has_magic(component)) {
         None => search.literal(PathBuf::from(pattern), pattern.ends_with('/'))?,
         Some(first) => search.walk(&PathBuf::from(prefix(&components[..first])), &components[first..])?,
     }
-    Ok(search.found.into_iter().map(PathBuf::from).collect())
+    Ok(std::mem::take(&mut search.found).into_iter().map(PathBuf::from).collect())
 }
 
 struct Search<'a, T> {
     tree: &'a mut T,
     /// As they are written: as paths `d` and `d/` would be one.
     found: BTreeSet<OsString>,
+    /// What this search has of [`HELD`].
+    held: usize,
+}
+
+impl<T> Drop for Search<'_, T> {
+    fn drop(&mut self) {
+        HELD.fetch_sub(self.held, Ordering::Relaxed);
+    }
 }
 
 impl<T: Tree> Search<'_, T> {
+    /// Takes note of a path that is remembered until the search is over.
+    fn hold(&mut self, path: &Path) -> io::Result<()> {
+        let bytes = path.as_os_str().len() + PATH_COST;
+        self.held += bytes;
+        match HELD.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_HELD {
+            true => Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "too many files to be searched: use a narrower pattern",
+            )),
+            false => Ok(()),
+        }
+    }
+
     fn add(&mut self, path: PathBuf) -> io::Result<()> {
+        self.hold(&path)?;
         self.found.insert(path.into_os_string());
         if self.found.len() > MAX_NAMES {
             let many = format!("the pattern matches more than {MAX_NAMES} paths: use a narrower one");
@@ -123,8 +155,11 @@ impl<T: Tree> Search<'_, T> {
                 continue;
             }
             let entered: Vec<_> = entered.into_iter().chain([identity]).collect();
-            let below = self.visible(&path, false);
-            pending.extend(below.into_iter().map(|name| (path.join(name), entered.clone())));
+            for name in self.visible(&path, false) {
+                let below = path.join(name);
+                self.hold(&below)?;
+                pending.push((below, entered.clone()));
+            }
         }
         Ok(())
     }
