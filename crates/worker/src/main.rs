@@ -36,6 +36,9 @@ use crate::control::Request;
 use crate::daemon::Origin;
 
 fn main() -> ExitCode {
+    // Passwords and keys are in its memory, which goes into no core, and which only root may look into. Where this is not
+    // allowed it works all the same. What is started from here is not affected.
+    let _ = nix::sys::prctl::set_dumpable(false);
     match Cli::parse().verb {
         Verb::Run(run) => serve(&run),
         Verb::Import(import) => take_over(&import),

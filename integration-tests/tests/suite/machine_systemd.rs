@@ -107,6 +107,9 @@ fn builds_run_as_its_user(site: &Site) -> Result<()> {
         ensure!(!story.contains(secret), "the build has {secret}: {story}");
     }
     ensure!(!site.host.journal(UNIT)?.contains(Master::PASSWORD), "the journal has the password");
+    // Whoever may not look into a process is told that it is root's.
+    let owner = site.host.run(&format!("stat --format %U /proc/{}/environ", site.main_pid()?))?;
+    ensure!(owner.trim() == "root", "the worker's memory is open to {owner}");
     Ok(())
 }
 

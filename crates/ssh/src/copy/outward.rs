@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cap_std::fs::{Dir, DirBuilder, DirBuilderExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::error::{CopyError, Side};
@@ -48,24 +48,31 @@ pub(crate) async fn copy_out(
     };
 
     let (sender, reader) = stream::to_thread();
+    let (end_well, ended_well) = oneshot::channel();
     let tally = Tally::new(options.limits);
-    let unpacking = tokio::spawn(blocking(move || unpack(reader, destination, tally)));
+    // All that is done with the files is done there, also if nobody waits for it any more: a million files may have to be removed.
+    let unpacking = tokio::spawn(blocking(move || {
+        let copied = unpack(reader, destination, tally)?;
+        match (renaming, ended_well.blocking_recv()) {
+            (Some(renaming), Ok(())) => renaming.rename().map(|()| copied),
+            (None, Ok(())) => Ok(copied),
+            (_, Err(_)) => Err(CopyError::Hostile { why: "it goes on after its end".to_owned() }),
+        }
+    }));
     let received = receive(&mut script, sender, options.silence).await;
+    if let Received::All = received {
+        // Fails only if the unpacker has given up, and says why.
+        let _ = end_well.send(());
+    } else {
+        drop(end_well);
+    }
     let unpacked = unpacking.await.unwrap_or_else(|error| Err(CopyError::broke_down(&error)));
     // What the guest says of its failure explains a cut archive better than the cut does; but an unpacker that gave up
     // is what stopped the guest.
-    let copied = match received {
-        Received::All => unpacked?,
-        Received::UnpackerGaveUp => {
-            unpacked?;
-            return Err(CopyError::Hostile { why: "it goes on after its end".to_owned() });
-        }
-        Received::Failed(error) => return Err(error),
-    };
-    if let Some(renaming) = renaming {
-        blocking(move || renaming.finish()).await?;
+    match received {
+        Received::Failed(error) => Err(error),
+        Received::All | Received::UnpackerGaveUp => Ok(Copied { elapsed: start.elapsed(), ..unpacked? }),
     }
-    Ok(Copied { elapsed: start.elapsed(), ..copied })
 }
 
 enum Received {
@@ -160,8 +167,9 @@ impl Plan {
         let making = failed("make a directory in", parent);
         parent_dir.create_dir_with(&part, DirBuilder::new().mode(0o700)).map_err(&making)?;
         // Removed from here on, whatever happens.
+        let opened = parent_dir.open_dir(&part);
         let mut renaming = Renaming { parent: parent_dir, part, made: name.to_owned(), last: last_name.into(), shown };
-        let mut inside = renaming.parent.open_dir(&renaming.part).map_err(&making)?;
+        let mut inside = opened.map_err(&making)?;
         let mut what = What::File { name: name.to_owned() };
         if directory {
             // A tree's own directory gets the mode and time of the source, so it must not be the one that is 0700.
@@ -185,7 +193,8 @@ fn make_all(to: &HostPath, path: &Path) -> Result<(), CopyError> {
 }
 
 impl Renaming {
-    fn finish(self) -> Result<(), CopyError> {
+    /// Gives it its name.
+    fn rename(self) -> Result<(), CopyError> {
         let renamed = self.parent.rename(self.part.join(&self.made), &self.parent, &self.last);
         renamed.map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => CopyError::Hostile { why: "the file asked for is not in it".to_owned() },

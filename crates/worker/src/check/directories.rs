@@ -8,6 +8,7 @@ use nix::unistd::{AccessFlags, Uid, User, access};
 
 use super::Finding;
 use crate::config::Config;
+use crate::pool::flaw;
 
 /// The directories below the state directory that hold what is large.
 const PARTS: [&str; 4] = ["slots", "disks", "generations", "templates"];
@@ -100,15 +101,20 @@ fn judge(subject: &str, path: &Path, seen: &Seen, user: u32, private: bool) -> F
         Seen::There { writable: Err(why), owner, .. } => {
             Finding::failed(subject, format!("{shown}, {}'s, can't be written to: {why}", name(*owner)), give(path))
         }
+        // Root is told about the user it is not, see `look_at_user`.
+        Seen::There { mode, owner, .. } if private && user != 0 && flaw(*owner, *mode, user).is_some() => {
+            let why = flaw(*owner, *mode, user).map(|flaw| flaw.to_string()).unwrap_or_default();
+            Finding::failed(subject, format!("{shown}: {why}"), give(path))
+        }
+        Seen::There { mode, .. } if private && mode & 0o022 != 0 => Finding::failed(
+            subject,
+            format!("{shown}: others may write to it, and what is in there is trusted"),
+            Some(format!("run chmod go-w {shown}")),
+        ),
         Seen::There { mode, .. } if mode & 0o002 != 0 => Finding::warning(
             subject,
             format!("{shown}: everybody on this host may write to it"),
             Some(format!("run chmod o-w {shown}")),
-        ),
-        Seen::There { mode, .. } if private && mode & 0o022 != 0 => Finding::warning(
-            subject,
-            format!("{shown}: its group may write to it, and what is in there is for the worker alone"),
-            Some(format!("run chmod g-w {shown}")),
         ),
         Seen::There { owner, .. } => Finding::ok(subject, format!("{shown}, {}'s", name(*owner))),
     }
@@ -185,8 +191,9 @@ mod tests {
         check(there(0o755, Ok(())), false, Verdict::Ok, "/srv/w, root's");
         check(there(0o700, Ok(())), true, Verdict::Ok, "/srv/w, root's");
         check(there(0o770, Ok(())), false, Verdict::Ok, "/srv/w, root's");
-        let group = "/srv/w: its group may write to it, and what is in there is for the worker alone";
-        check(there(0o770, Ok(())), true, Verdict::Warning, group);
+        let others = "/srv/w: others may write to it, and what is in there is trusted";
+        check(there(0o770, Ok(())), true, Verdict::Failed, others);
+        check(there(0o777, Ok(())), true, Verdict::Failed, others);
         check(there(0o777, Ok(())), false, Verdict::Warning, "/srv/w: everybody on this host may write to it");
         let denied = "/srv/w, root's, can't be written to: Permission denied";
         check(there(0o755, Err("Permission denied")), false, Verdict::Failed, denied);
@@ -200,6 +207,20 @@ mod tests {
             Verdict::Failed,
             "/srv/w is not there and can't be made in /srv: Read-only file system",
         );
+    }
+
+    #[test]
+    fn a_state_directory_of_somebody_else_is_refused() {
+        let judged = |owner, user, private| {
+            let seen = Seen::There { mode: 0o700, owner, is_directory: true, writable: Ok(()) };
+            judge("state_dir", Path::new("/srv/w"), &seen, user, private).verdict
+        };
+        assert_eq!(judged(1000, 1000, true), Verdict::Ok);
+        assert_eq!(judged(0, 1000, true), Verdict::Ok);
+        assert_eq!(judged(1001, 1000, true), Verdict::Failed);
+        assert_eq!(judged(1001, 1000, false), Verdict::Ok);
+        // Another finding tells root whose it is.
+        assert_eq!(judged(1001, 0, true), Verdict::Ok);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, anyhow, bail};
 use protocol::command::Name;
 use ssh::{ConnectError, HostKeyPolicy, NotReady, Processor, Readiness, Session};
 
@@ -12,7 +12,6 @@ use super::generations::{Generations, Ground};
 use super::guest_basedir::Wanted;
 use super::machine::{How, LAST_WORD, Shape, boot_failure, description};
 use super::raised::Raised;
-use super::slot::Slot;
 use super::slots::Lease;
 use super::state_dir::make_private_directory;
 use super::{Hypervisor, Order, Pool, Progress, greeting};
@@ -50,8 +49,8 @@ impl Pool {
         progress.console(&slot.console_log());
         let timeout = order.timeout.unwrap_or(image.boot_timeout);
         let answer = async {
-            let processor = hypervisor.processor();
-            let session = self.answer(&slot, &order.image, &image, host_key.as_deref(), processor, timeout).await?;
+            let awaited = Awaited { vm: &vm, port: slot.ssh_port(), processor: hypervisor.processor() };
+            let session = self.answer(awaited, &order.image, &image, host_key.as_deref(), timeout).await?;
             lease.notice().doing("booting: logging in");
             Ok::<_, Unanswered>(
                 greeting::log_in(session, &image, Wanted::First(&self.0.basedir), membership.as_ref()).await?,
@@ -68,17 +67,16 @@ impl Pool {
     /// Logs in as soon as the guest lets us, and sees to it that it is the guest we know.
     pub(super) async fn answer(
         &self,
-        slot: &Slot,
+        Awaited { vm, port, processor }: Awaited<'_>,
         name: &Name,
         image: &Image,
         of_generation: Option<&str>,
-        processor: Processor,
         timeout: Duration,
     ) -> anyhow::Result<Session> {
         let host_keys = &self.0.host_keys;
         let host_key = host_keys.policy(name, image, of_generation)?;
         let learning = matches!(host_key, HostKeyPolicy::Learn);
-        let session = greeting::reach(image, slot.ssh_port(), host_key, processor, &Readiness::within(timeout)).await;
+        let session = greeting::reach(image, port, host_key, processor, &Readiness::within(timeout)).await;
         let session = session.map_err(|error| match (error.downcast_ref(), &image.host_key) {
             (Some(NotReady::Refused(ConnectError::HostKeyMismatch { .. })), None) if of_generation.is_none() => {
                 anyhow!("{error}; remove {} to learn the key anew", host_keys.file(name).display())
@@ -86,10 +84,21 @@ impl Pool {
             _ => error,
         })?;
         if learning {
+            // Its port is its own for as long as it lives: whoever took it after its end is nobody to learn from.
+            vm.qmp().status().await.context("see whether the machine lives that presented a host key")?;
             host_keys.learn(name, session.host_key())?;
         }
         Ok(session)
     }
+}
+
+/// A machine whose guest is to answer.
+#[derive(Clone, Copy)]
+pub(super) struct Awaited<'a> {
+    pub vm: &'a qemu::Vm,
+    /// The port of this host that is forwarded to its ssh server.
+    pub port: u16,
+    pub processor: Processor,
 }
 
 /// Makes the machine's disk and returns what it stands on.

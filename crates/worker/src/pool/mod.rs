@@ -88,6 +88,7 @@ use slots::Slots;
 pub(crate) use slots::{is_left, port_is_free};
 pub(crate) use ssh_command::{SshCommand, shell_word};
 use state_dir::ClaimError;
+pub(crate) use state_dir::flaw;
 pub(crate) use state_dir::neighbour;
 use templates::Templates;
 pub(crate) use templates::{Listed, Made, Outlook, State};

@@ -7,12 +7,13 @@
 //!          /…
 //! ```
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File, Permissions, TryLockError};
 use std::io::{self, Read, Seek, Write};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nix::unistd::Uid;
 use thiserror::Error;
 use tracing::warn;
 
@@ -58,22 +59,53 @@ pub(super) enum ClaimError {
         "another kvm-worker (process {pid}) uses {}; stop it, or give this one another pool.state_dir", .directory.display()
     )]
     Taken { pid: String, directory: PathBuf },
+    /// Others may put something there.
+    #[error("pool.state_dir {} can't be trusted: {flaw}", .directory.display())]
+    Foreign { flaw: Flaw, directory: PathBuf },
     /// It is not there and can't be made, or can't be written to.
     #[error(transparent)]
     Unusable(#[from] anyhow::Error),
 }
 
+/// Why what is in a directory may be somebody else's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
+pub(crate) enum Flaw {
+    /// The owner is neither this user nor root.
+    #[error("it belongs to user {owner}, and this is run as user {user}")]
+    Owner { owner: u32, user: u32 },
+    /// Its mode lets others write.
+    #[error("others may write to it (mode {mode:o}); run chmod go-w")]
+    Writable { mode: u32 },
+}
+
+/// What is wrong with a directory that is to be ours alone: what is in there (disks, learnt keys, templates) is trusted.
+pub(crate) fn flaw(owner: u32, mode: u32, user: u32) -> Option<Flaw> {
+    match mode & 0o022 {
+        _ if owner != user && owner != 0 => Some(Flaw::Owner { owner, user }),
+        0 => None,
+        _ => Some(Flaw::Writable { mode: mode & 0o7777 }),
+    }
+}
+
 /// Makes the state directory ours alone.
 pub(super) fn claim(state_dir: &Path) -> Result<Claim, ClaimError> {
     make_lasting_directory(state_dir)?;
+    let seen = fs::metadata(state_dir).with_context(|| format!("look at {}", state_dir.display()))?;
+    if let Some(flaw) = flaw(seen.uid(), seen.mode(), Uid::effective().as_raw()) {
+        return Err(ClaimError::Foreign { flaw, directory: state_dir.to_owned() });
+    }
     let path = state_dir.join("lock");
-    let lock = File::options()
-        .create(true)
-        .truncate(false)
-        .read(true)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("open {}", path.display()))?;
+    // Whoever could read it could lock it.
+    let private = 0o600;
+    let open = || {
+        let mut options = File::options();
+        options.create(true).truncate(false).read(true).write(true).mode(private).custom_flags(nix::libc::O_NOFOLLOW);
+        let lock = options.open(&path)?;
+        // As earlier releases made it.
+        lock.set_permissions(Permissions::from_mode(private))?;
+        Ok::<_, io::Error>(lock)
+    };
+    let lock = open().with_context(|| format!("open {}", path.display()))?;
     let locked = lock.try_lock();
     let mut text = String::new();
     let read = (&lock).take(MAX_RECORD).read_to_string(&mut text);
@@ -238,6 +270,37 @@ mod tests {
         check("", None, None, None);
         check("17\nboot \nrunning 1", Some(17), None, None);
         check("\0\0\0\0", None, None, None);
+    }
+
+    #[test]
+    fn a_directory_that_others_may_change_is_not_trusted() {
+        let check = |owner, mode, expected| assert_eq!(flaw(owner, mode, 1000), expected, "{owner} {mode:o}");
+        check(1000, 0o40700, None);
+        check(0, 0o40755, None);
+        check(1001, 0o40700, Some(Flaw::Owner { owner: 1001, user: 1000 }));
+        check(1000, 0o40770, Some(Flaw::Writable { mode: 0o770 }));
+        check(0, 0o41777, Some(Flaw::Writable { mode: 0o1777 }));
+        assert_eq!(flaw(1000, 0o40700, 0), Some(Flaw::Owner { owner: 1000, user: 0 }));
+    }
+
+    #[test]
+    fn the_lock_is_nobody_elses_to_hold() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state_dir = directory.path().join("state");
+        fs::create_dir(&state_dir).expect("made");
+        let permit = |mode| fs::set_permissions(&state_dir, Permissions::from_mode(mode)).expect("changed");
+        permit(0o777);
+        let refusal = claim(&state_dir).expect_err("anybody may write to it").to_string();
+        assert!(refusal.ends_with("others may write to it (mode 777); run chmod go-w"), "{refusal}");
+        permit(0o755);
+        fs::write(state_dir.join("lock"), "").expect("written");
+        let _claim = claim(&state_dir).expect("it is ours");
+        let mode = fs::metadata(state_dir.join("lock")).expect("it is there").mode();
+        assert_eq!(mode & 0o777, 0o600);
+        let elsewhere = directory.path().join("elsewhere");
+        fs::create_dir(&elsewhere).expect("made");
+        std::os::unix::fs::symlink(state_dir.join("lock"), elsewhere.join("lock")).expect("made");
+        claim(&elsewhere).expect_err("it is a link");
     }
 
     #[test]

@@ -19,7 +19,7 @@ use super::template::{self, DISK, Frozen, MEMORY, STATE, Template};
 use super::{Kept, jitter};
 use crate::config::Image;
 use crate::pool::board::{Notice, Occupant, Shown, SlotState};
-use crate::pool::boot::Unanswered;
+use crate::pool::boot::{Awaited, Unanswered};
 use crate::pool::budget::{Need, Promise};
 use crate::pool::generations::Ground;
 use crate::pool::guest_basedir::{GuestBasedir, Wanted};
@@ -368,8 +368,8 @@ impl Pool {
         notice.doing("booting: waiting for ssh");
         let timeout = image.boot_timeout;
         let readied = async {
-            let processor = hypervisor.processor();
-            let session = self.answer(slot, name, image, ground.host_key.as_deref(), processor, timeout).await?;
+            let awaited = Awaited { vm: &vm, port: slot.ssh_port(), processor: hypervisor.processor() };
+            let session = self.answer(awaited, name, image, ground.host_key.as_deref(), timeout).await?;
             notice.doing("warming up");
             let host_key = session.host_key().to_string();
             // Sets its clock, which the warm-up may look at.
