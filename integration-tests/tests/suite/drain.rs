@@ -26,8 +26,8 @@ fn plan(protocol: Protocol) -> MasterPlan {
 
 fn start(plan: MasterPlan) -> Result<Rig> {
     Rig::of(plan.start()?, |host| {
-        // Longer than the builds are quiet, and on a busy host, too.
-        host.set("worker.drain_quiet", 8);
+        // Longer than the builds are quiet, and on a busy host, too: a second is enough for one with nothing else to do.
+        host.set("worker.drain_quiet", 20);
         Ok(())
     })
 }
@@ -48,7 +48,7 @@ fn go_on(host: &KvmHost, builder: &str) -> Result<()> {
 }
 
 fn ends_well(worker: &mut Worker) -> Result<()> {
-    let status = worker.wait(SOON)?;
+    let status = worker.wait(2 * SOON)?;
     ensure!(status.code() == Some(0), "the worker ended with {status}");
     Ok(())
 }

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 
 use protocol::{Reply, Value};
 use tokio::sync::oneshot;
-use tracing::{debug, info};
+use tracing::info;
 
 use super::builds::Running;
 
@@ -75,8 +75,8 @@ impl Follower {
 #[derive(Debug)]
 pub(super) struct Drain {
     by: By,
-    /// Whose builds the last line in the log was about.
-    told: Option<(BTreeSet<String>, bool)>,
+    /// Whose builds the last line in the log was about, and how many were held.
+    told: Option<((BTreeSet<String>, bool), usize)>,
 }
 
 /// Who sees to it that no build begins, and knows when the others are over.
@@ -113,26 +113,34 @@ impl Drain {
         match &mut self.by {
             By::Us(held) if held.len() < MOST_HELD => {
                 held.push(reply);
-                debug!(held = held.len(), "a build is held, to be begun again elsewhere or later");
             }
             _ => drop(reply.send(Ok(Value::Nil))),
         }
     }
 
-    /// Says in the log what is waited for, whenever that is the builds of others than before; says whether it is over.
+    /// Says in the log what is waited for, whenever that is the builds of others than before or one more is held; says whether
+    /// it is over.
     pub(super) fn is_over(&mut self, running: &Running) -> bool {
         let over = running.is_none() && !self.is_masters();
-        let names = running.names();
-        if !over && self.told.as_ref() != Some(&names) {
-            self.told = Some(names);
+        let told = (running.names(), self.held());
+        if !over && self.told.as_ref() != Some(&told) {
+            self.told = Some(told);
             info!("{}", self.awaits(running));
         }
         over
     }
 
+    /// How many builds are held, to be begun again elsewhere or later.
+    fn held(&self) -> usize {
+        match &self.by {
+            By::Us(held) => held.len(),
+            By::Master => 0,
+        }
+    }
+
     fn awaits(&self, running: &Running) -> String {
         match &self.by {
-            By::Us(held) => format!("draining: waiting for {running}; builds held: {}", held.len()),
+            By::Us(_) => format!("draining: waiting for {running}; builds held: {}", self.held()),
             By::Master if running.is_none() => {
                 "draining: nothing of a build runs here; waiting for the master to shut this \
                                                 worker down after the builds that it has on it"
