@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -35,10 +36,21 @@ impl SystemdHost {
         let ports = Ports::reserve()?;
         let guest = boot(directory.path(), ports.get(0))?;
         let begun = Instant::now();
-        guest.transcript().find("Multi-User System", BOOT).context("wait for systemd in the guest")?;
-        machine_times::note("boot", &begun.elapsed().as_secs_f64().to_string());
-        let session = log_in(directory.path(), ports.get(0))?;
+        // What comes last is not always shown: systemd is silent once there is a login prompt.
+        guest.transcript().find("login:", BOOT).context("wait for systemd in the guest")?;
+        let session = loop {
+            match log_in(directory.path(), ports.get(0)) {
+                Err(error) if begun.elapsed() > BOOT => return Err(error),
+                Err(_) => thread::sleep(Duration::from_secs(1)),
+                Ok(session) => break session,
+            }
+        };
         let host = SystemdHost { session, _guest: guest, ports, directory };
+        // It ends with 124 when its own time is over, and with another status if some unit failed.
+        while host.try_run("systemctl is-system-running --wait")?.status.code() == Some(124) {
+            ensure!(begun.elapsed() < BOOT, "systemd is not done with the boot");
+        }
+        machine_times::note("boot", &begun.elapsed().as_secs_f64().to_string());
         host.copy_worker()?;
         host.run("systemd/install ./kvm-worker").context(
             "install the worker in the guest; if it asks for a newer C library there, build it on Debian 12 and set \
