@@ -235,7 +235,8 @@ async fn a_readiness_command_that_is_stuck_is_asked_anew() {
     let readiness =
         Readiness { command: Some(command), command_timeout: Duration::from_secs(2), ..Readiness::within(SOON) };
     let ready = wait_until_ready(&server.target(), &Timing::default(), &readiness).await.expect("ready");
-    assert_eq!(ready.tries, 2);
+    // More than once again on a busy host.
+    assert!(ready.tries >= 2, "{} tries", ready.tries);
 }
 
 #[tokio::test]
