@@ -140,6 +140,47 @@ fn copies_stay_below_the_basedir_on_the_host() -> Result<()> {
     rig.finish()
 }
 
+/// Links that a guest made, and that a copy brought to the host as what they are.
+#[test]
+fn what_a_guest_left_on_the_host_leads_to_nobody_elses_files() -> Result<()> {
+    let steps = r#"steps.StartVM(image="plain"),
+           steps.VMShellCommand(name="make", command="""
+               mkdir tree; echo mine > tree/file; ln -s file tree/near
+               ln -s ../../../other tree/other; ln -s /etc tree/etc; ln -s ../../../../password tree/password"""),
+           steps.VMCopyOut(name="tree", src="tree", dest="tree"),
+           steps.VMCopyIn(name="near", src="tree/near", dest="got"),
+           steps.VMCopyIn(name="of another builder", src="tree/other/secret", dest="stolen", alwaysRun=True),
+           steps.VMCopyIn(name="of the host", src="tree/etc/hostname", dest="stolen", alwaysRun=True),
+           steps.VMCopyIn(name="of the worker", src="tree/password", dest="stolen", alwaysRun=True),
+           steps.VMCopyOut(name="to another builder", src="tree/file", dest="tree/other/escaped", alwaysRun=True),
+           steps.VMCopyOut(name="to the host", src="tree/file", dest="tree/etc/escaped", alwaysRun=True),
+           steps.VMShellCommand(name="look", command="cat got; test -e stolen && cat stolen || echo nothing", alwaysRun=True),
+           steps.StopVM(),"#;
+    let master = Master::plan().builder("build", steps).start()?;
+    let rig = Rig::of(master, |host| {
+        host.image("plain", Guest::plain()?);
+        host.set("worker.host_commands", false);
+        Ok(())
+    })?;
+    let other = rig.host.basedir().join("other");
+    fs::create_dir(&other)?;
+    fs::write(other.join("secret"), "secret\n")?;
+    let build = rig.run()?;
+    for step in ["make", "tree", "near"] {
+        ensure!(build.step(step)?.results == Some(Results::Success), "{step}: {}", build.story());
+    }
+    let refused = ["of another builder", "of the host", "of the worker", "to another builder", "to the host"];
+    for step in refused {
+        let step = build.step(step)?;
+        ensure!(step.results == Some(Results::Failure), "{}: {step:?}", step.name);
+        contains_all(&step.stdio().text(), &["leads out of ", "on the host, where no copy goes"])?;
+    }
+    assert_eq!(build.step("look")?.stdio().stdout, "mine\nnothing\n");
+    let there: Vec<_> = fs::read_dir(&other)?.collect::<Result<Vec<_>, _>>()?;
+    ensure!(there.len() == 1, "{there:?}");
+    rig.finish()
+}
+
 #[test]
 fn fresh_machine_is_always_new_and_a_persistent_one_keeps_its_disk() -> Result<()> {
     let machine = |mode: &str| {
