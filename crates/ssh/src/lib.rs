@@ -14,6 +14,8 @@ mod copy;
 mod dialect;
 mod error;
 mod exec;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod host_key;
 mod host_path;
 mod identity;

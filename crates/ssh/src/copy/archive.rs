@@ -172,7 +172,8 @@ fn read_header(from: &mut impl Read) -> Result<Option<Header>, CopyError> {
         })
         .sum();
     match header.cksum() {
-        Ok(stated) if stated == sum => Ok(Some(header)),
+        // Who makes inputs up without knowing the rules would not get past it.
+        Ok(stated) if stated == sum || cfg!(fuzzing) => Ok(Some(header)),
         _ => Err(hostile("a header's checksum is wrong")),
     }
 }

@@ -10,6 +10,8 @@
 
 mod archive;
 mod error;
+#[cfg(fuzzing)]
+pub(crate) mod fuzzing;
 mod guest;
 mod inward;
 mod outward;
