@@ -17,7 +17,7 @@ use crate::output::Sender;
 use crate::process::{Event, Exit};
 use crate::session::Shared;
 use crate::signal::{self, Signal, Tree};
-use crate::{ExecError, Lost, said};
+use crate::{ExecError, Lost, SignalError, said};
 
 /// How long an abandoned command may take to die, its last output included.
 const ABANDON_WAIT: Duration = Duration::from_secs(20);
@@ -250,16 +250,20 @@ impl Pump {
             let kill = signal::deliver(&self.shared, &self.tree, signal, &own);
             let drain = async { while !matches!(read.wait().await, Some(ChannelMsg::Close) | None) {} };
             if let Ok((killed, ())) = timeout(ABANDON_WAIT, async { tokio::join!(kill, drain) }).await {
-                if let Err(error) = killed
-                    && !self.shared.is_lost()
-                {
-                    let error = said::line(&error.to_string());
-                    tracing::warn!(error, "abandoned command may still run in the guest");
+                // The channel is closed, so that the command has ended, whatever became of the signal; but for what the guest says is
+                // somebody else's.
+                if let Err(error @ SignalError::NotPermitted { .. }) = killed {
+                    tracing::warn!(%error, "processes of an abandoned command still run in the guest");
                 }
                 return;
             }
         }
         // Something outlived its command, or cannot be killed.
+        if !self.shared.is_lost() && self.exit.is_none() {
+            tracing::warn!(
+                "an abandoned command may still run in the guest: it was killed, and its channel does not close"
+            );
+        }
         drop(read);
         let _ = timeout(ABANDON_WAIT, write.close()).await;
     }

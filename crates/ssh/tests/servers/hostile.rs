@@ -2,10 +2,11 @@
 
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use russh::server::{self, Auth, Handle, VerifiedPublicKey};
-use russh::{ChannelOpenFailure, Disconnect, Error};
+use russh::server::{self, Auth, ChannelOpenHandle, Handle, VerifiedPublicKey};
+use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Error};
 use ssh::{Exec, Session, Target, Timing};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -32,21 +33,25 @@ impl server::Handler for Hostile {
 
 /// A session with a server, and what that is steered by.
 async fn attacked() -> (Session, Handle) {
+    let (handles, mut handed) = mpsc::unbounded_channel();
+    let session = session_with(Hostile(handles)).await;
+    let handle = timeout(SOON, handed.recv()).await.expect("soon").expect("it let us in");
+    (session, handle)
+}
+
+async fn session_with(handler: impl server::Handler<Error = Error> + Send + 'static) -> Session {
     // For its keys.
     let honest = Server::start(Kind::OpenSsh);
     let key = russh::keys::load_secret_key(honest.path("host_ed25519"), None).expect("a host key");
     let config = Arc::new(server::Config { keys: vec![key], ..server::Config::default() });
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("listen on loopback");
     let target = Target { address: listener.local_addr().expect("a bound address"), ..honest.target() };
-    let (handles, mut handed) = mpsc::unbounded_channel();
     tokio::spawn(async move {
         let (stream, _) = listener.accept().await.expect("accept a connection");
-        let running = server::run_stream(config, stream, Hostile(handles)).await.expect("begin");
+        let running = server::run_stream(config, stream, handler).await.expect("begin");
         let _ = running.await;
     });
-    let session = Session::connect(&target, &Timing::default()).await.expect("a session");
-    let handle = timeout(SOON, handed.recv()).await.expect("soon").expect("it let us in");
-    (session, handle)
+    Session::connect(&target, &Timing::default()).await.expect("a session")
 }
 
 #[tokio::test]
@@ -99,4 +104,93 @@ async fn a_guest_that_asks_for_new_keys_without_end_slows_down_itself_only() {
         timeout(Duration::from_secs(60), process.output(2_000_000)).await.expect("an end").expect("its output");
     assert_eq!(output.stdout.len(), 1_000_000);
     assert!(began.elapsed() >= Duration::from_secs(2), "after {:?}", began.elapsed());
+}
+
+/// Says that the first command runs, and of the next one nothing that could be understood, with which the first one ends.
+struct Mumbling {
+    channels: Vec<Channel<server::Msg>>,
+    said: Vec<u8>,
+    ended: mpsc::UnboundedSender<()>,
+}
+
+impl server::Handler for Mumbling {
+    type Error = Error;
+
+    async fn auth_publickey(&mut self, _: &str, _: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        Ok(Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        channel: Channel<server::Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), Error> {
+        self.channels.push(channel);
+        reply.accept().await;
+        Ok(())
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, _: &[u8], session: &mut server::Session) -> Result<(), Error> {
+        session.channel_success(channel)
+    }
+
+    async fn data(&mut self, channel: ChannelId, data: &[u8], session: &mut server::Session) -> Result<(), Error> {
+        let first = self.channels[0].id();
+        if channel != first {
+            session.data(channel, "what?\n")?;
+            session.exit_status_request(channel, 0)?;
+            session.close(channel)?;
+            session.close(first)?;
+            return self.ended.send(()).map_err(|_| Error::SendError);
+        }
+        self.said.extend(data);
+        // What marks our lines is a word of its own: x and sixteen digits.
+        let nonce = self.said.windows(17).find(|word| word[0] == b'x' && word[1..].iter().all(u8::is_ascii_hexdigit));
+        if let Some(nonce) = nonce {
+            let line = format!("{} run 45 6\n", String::from_utf8_lossy(nonce));
+            session.extended_data(channel, 1, line)?;
+        }
+        Ok(())
+    }
+}
+
+/// Counts the warnings of this crate.
+struct Warnings(Arc<AtomicUsize>);
+
+impl tracing::Subscriber for Warnings {
+    fn enabled(&self, metadata: &tracing::Metadata<'_>) -> bool {
+        *metadata.level() <= tracing::Level::WARN && metadata.target().starts_with("ssh")
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, _: &tracing::Event<'_>) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+#[tokio::test]
+async fn nobody_is_warned_of_a_command_that_has_ended() {
+    let warnings = Arc::new(AtomicUsize::new(0));
+    let _guard = tracing::subscriber::set_default(Warnings(Arc::clone(&warnings)));
+    let (ended, mut end) = mpsc::unbounded_channel();
+    let session = session_with(Mumbling { channels: Vec::new(), said: Vec::new(), ended }).await;
+    let process = timeout(SOON, session.exec(Exec::shell("true"))).await.expect("soon").expect("a process");
+    drop(process);
+    timeout(SOON, end.recv()).await.expect("it is killed").expect("the server lives");
+    // Whoever warns does so when the command's channel is closed, which is before the next one is answered.
+    let next = timeout(SOON, session.exec(Exec::shell("true")));
+    let _ = tokio::time::timeout(Duration::from_secs(1), next).await;
+    assert_eq!(warnings.load(Ordering::SeqCst), 0);
 }
