@@ -10,6 +10,15 @@ from typing import Any
 from at_home import below
 from buildbot.plugins import steps, util
 
+#: A change to ``file`` as a developer who tries a build sends it.
+PATCH = b"""--- a/file
++++ b/file
+@@ -1,2 +1,3 @@
+ git
+ more
++patched
+"""
+
 #: Whoever commits, and no questions asked; programs that were made in the builder's directory come first.
 ENV = {
     "PATH": [below("bin"), "${PATH}"],
@@ -57,7 +66,15 @@ def source(step: Any, name: str, **kwargs: Any) -> Any:
     return step(name=name, **{"workdir": name, "env": ENV, "logEnviron": False, "haltOnFailure": False, **kwargs})
 
 
-def checkouts() -> list[Any]:
+class TriedGit(steps.Git):  # type: ignore[misc]
+    """As for a build that a developer tries: with a patch."""
+
+    def run_vc(self, branch: Any, revision: Any, _patch: Any) -> Any:
+        """Get the source, and change it."""
+        return super().run_vc(branch, revision, (1, PATCH))
+
+
+def checkouts(protocol: str) -> list[Any]:
     """Get each of them in the ways there are."""
     git = {"repourl": repository("git/whole"), "branch": "main", "config": {"protocol.file.allow": "always"}}
     hg = {"repourl": below("repositories/hg"), "branchType": "inrepo", "defaultBranch": "default"}
@@ -65,7 +82,10 @@ def checkouts() -> list[Any]:
     cvs = {"cvsroot": below("repositories/cvs"), "cvsmodule": "module"}
     darcs = {"repourl": below("repositories/darcs")}
     svn = {"repourl": repository("svn")}
+    # A 4.3.0 master sends no files over MessagePack, and a patch is one.
+    tried = [source(TriedGit, "git-patch", mode="full", method="clobber", **git)] if protocol == "pb" else []
     return [
+        *tried,
         source(steps.Git, "git-submodules", mode="full", method="clobber", submodules=True, **git),
         source(steps.Git, "git-shallow", mode="full", method="clobber", shallow=1, **git),
         source(steps.Git, "git-copy", mode="full", method="copy", submodules=True, **git),
@@ -93,15 +113,15 @@ def checkouts() -> list[Any]:
     ]
 
 
-def sources() -> list[Any]:
-    """Make the factory's steps."""
+def sources(protocol: str) -> list[Any]:
+    """Make the factory's steps. ``protocol`` is ``pb`` or ``msgpack``."""
     script = "set -e\nmkdir -p home repositories bin\n"
     for name, make in MAKE.items():
         script += f"(mkdir repositories/{name}; cd repositories/{name}; {make}\n)\n"
     return [
         steps.ShellCommand(name="clean", command="rm -rf ./* .[!.]*", workdir="."),
         steps.ShellCommand(name="make repositories", command=script, workdir=".", env=ENV, haltOnFailure=True),
-        *checkouts(),
+        *checkouts(protocol),
         steps.ShellCommand(
             name="look",
             # Buildbot's own is what it copies from.

@@ -27,22 +27,31 @@ fn rig(protocol: Protocol, python: &str, slots: i64) -> Result<Rig> {
 fn sources_of_all_kinds_are_got(protocol: Protocol) -> Result<()> {
     let rig = rig(
         protocol,
-        "from buildbot_kvm import in_vm\n\
-         from sources import sources\n\
-         add_builder(c, 'host', sources())\n\
-         add_builder(c, 'guest', in_vm(sources(), image='sources'))",
+        &format!(
+            "from buildbot_kvm import in_vm\n\
+             from sources import sources\n\
+             add_builder(c, 'host', sources({0:?}))\n\
+             add_builder(c, 'guest', in_vm(sources({0:?}), image='sources'))",
+            protocol.name()
+        ),
         1,
     )?;
-    let expected = "\
+    let patched = match protocol {
+        Protocol::Pb => "git-patch/file: git more patched / file part\n",
+        Protocol::Msgpack => "",
+    };
+    let before = "\
         bzr/file: bzr / file\n\
         cvs/file: cvs / CVS file\n\
         darcs/file: darcs / _darcs file\n\
-        git-copy/file: git more / file part\n\
+        git-copy/file: git more / file part\n";
+    let after = "\
         git-retry/file: git more / file part\n\
         git-shallow/file: git more / file part\n\
         git-submodules/file: git more / file part\n\
         hg/file: hg / file\n\
         svn/file: svn / file\n";
+    let expected = [before, patched, after].concat();
     for builder in ["host", "guest"] {
         let build = rig.master.run_within(builder, WITH_GUESTS * 2)?;
         build.succeeded().context(builder)?;
