@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::artefacts::{repository, systemd_image_file, worker_binary};
 use crate::machine_times;
 use crate::scratch::Scratch;
-use crate::{Daemon, Master, Ports, SOON};
+use crate::{Daemon, Master, Ports, WITH_GUESTS};
 
 /// How long the guest may take to boot, on a loaded machine; 16 s on an idle one.
 const BOOT: Duration = Duration::from_secs(300);
@@ -93,7 +93,7 @@ impl SystemdHost {
         // One that hangs, such as a start that is never done, ends with an error.
         ssh.arg(format!(
             "sudo timeout {} sh -ec {}",
-            SOON.as_secs(),
+            WITH_GUESTS.as_secs(),
             quoted(&format!("cd /opt/kvm-worker; {command}"))
         ));
         ssh.stdin(Stdio::null()).output().with_context(|| format!("run in the guest: {command}"))
@@ -190,7 +190,7 @@ fn log_in(directory: &Path, port: u16) -> Result<Daemon> {
         "-N",
     ]);
     let session = Daemon::spawn("ssh", &mut command, Some(20))?;
-    session.transcript().find("logged in", SOON).context("log in to the guest")?;
+    session.transcript().find("logged in", WITH_GUESTS).context("log in to the guest")?;
     Ok(session)
 }
 

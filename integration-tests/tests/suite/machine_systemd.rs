@@ -1,7 +1,7 @@
 //! The worker as a service of a real systemd, in a guest.
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Master, Protocol, SOON, SystemdHost, contains_all, retried};
+use integration_tests::{Master, Protocol, SystemdHost, WITH_GUESTS, contains_all, retried};
 use serde_json::Value;
 
 const UNIT: &str = "kvm-worker@ci.service";
@@ -49,13 +49,13 @@ impl Site {
         self.hold_up()?;
         let (pid, restarts) = (self.main_pid()?, self.restarts()?);
         let request = self.master.force("waiting")?;
-        self.master.printed(request, "begun", SOON)?;
+        self.master.printed(request, "begun", WITH_GUESTS)?;
         let mark = self.master.transcript().mark();
         self.host.run(command)?;
         self.host.until(UNIT, "NRestarts", &(restarts + 1).to_string())?;
         self.let_go()?;
         self.master.attached(mark, Master::WORKER)?;
-        retried(&self.master, request, SOON)?;
+        retried(&self.master, request, WITH_GUESTS)?;
         ensure!(self.main_pid()? != pid, "it is the same process");
         Ok(())
     }
@@ -144,13 +144,13 @@ fn stops_and_starts(site: &Site) -> Result<()> {
 fn drains(site: &Site) -> Result<()> {
     site.hold_up()?;
     let request = site.master.force("waiting")?;
-    site.master.printed(request, "begun", SOON)?;
+    site.master.printed(request, "begun", WITH_GUESTS)?;
     site.host.run("systemctl start --no-block kvm-worker-drain@ci")?;
     site.host.until(UNIT, "StatusText", "draining; connected to pb://10.0.2.2:")?;
     ensure!(site.host.property(UNIT, "ActiveState")? == "active", "it drains, and is not active");
     ensure!(site.host.property("kvm-worker-drain@ci", "ActiveState")? == "activating", "the drain is not waited for");
     site.let_go()?;
-    site.master.complete(request, SOON)?.succeeded()?;
+    site.master.complete(request, WITH_GUESTS)?.succeeded()?;
     ensure!(site.master.tries(request)?.len() == 1, "the build was tried again");
     // Returns when the worker has ended.
     site.host.run("systemctl start kvm-worker-drain@ci")?;
@@ -210,7 +210,7 @@ fn is_left_alone_with_a_bad_configuration(site: &Site) -> Result<()> {
 fn reloads(site: &Site) -> Result<()> {
     site.hold_up()?;
     let (pid, request) = (site.main_pid()?, site.master.force("waiting")?);
-    site.master.printed(request, "begun", SOON)?;
+    site.master.printed(request, "begun", WITH_GUESTS)?;
     site.host.run("printf '[log]\nfilter = \"debug\"\n' >>/etc/kvm-worker/ci.toml")?;
     site.host.run(&format!("systemctl reload {UNIT}"))?;
     contains_all(&site.host.journal(UNIT)?, &["log.filter"])?;
@@ -218,7 +218,7 @@ fn reloads(site: &Site) -> Result<()> {
     ensure!(site.host.run(&format!("systemctl reload {UNIT}")).is_err(), "a bad configuration was taken up");
     site.host.run(&format!("sed -i '/^no = toml/d' /etc/kvm-worker/ci.toml && systemctl reload {UNIT}"))?;
     site.let_go()?;
-    site.master.complete(request, SOON)?.succeeded()?;
+    site.master.complete(request, WITH_GUESTS)?.succeeded()?;
     ensure!(site.main_pid()? == pid, "it is another process");
     Ok(())
 }
