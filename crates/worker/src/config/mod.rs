@@ -261,6 +261,13 @@ impl Config {
     }
 }
 
+/// Reads a configuration's text, for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn understand(text: &str) {
+    let tree = built_in().add_source(File::from_str(text, FileFormat::Toml)).build();
+    let _ = tree.map(|tree| Config::parse(tree.cache));
+}
+
 /// What is there before anybody configures anything.
 fn built_in() -> config::ConfigBuilder<config::builder::DefaultState> {
     config::Config::builder().add_source(File::from_str(profile::BUILT_IN, FileFormat::Toml))

@@ -466,3 +466,12 @@ impl Drop for Claim<'_> {
         self.pool.machines().give_up(&self.owner, &self.token, reason);
     }
 }
+
+/// Reads the text of a file in the state directory as each of those that there are, for the fuzz targets.
+#[cfg(fuzzing)]
+pub(crate) fn understand(text: &str) {
+    let _ = state_dir::parse(text);
+    let _ = serde_json::from_str::<Manifest>(text);
+    let _ = serde_json::from_str::<templates::TemplateManifest>(text);
+    let _ = text.trim().parse::<ssh::HostKey>();
+}

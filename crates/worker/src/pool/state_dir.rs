@@ -43,7 +43,7 @@ pub(super) struct Crashed {
 
 /// What the lock's file says of the last run.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Record<'a> {
+pub(super) struct Record<'a> {
     pid: Option<u32>,
     /// Earlier releases did not write it.
     boot_id: Option<&'a str>,
@@ -173,7 +173,7 @@ impl Claim {
     }
 }
 
-fn parse(text: &str) -> Record<'_> {
+pub(super) fn parse(text: &str) -> Record<'_> {
     let mut record = Record::default();
     for line in text.lines() {
         match *line.split_ascii_whitespace().collect::<Vec<_>>() {

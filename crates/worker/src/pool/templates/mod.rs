@@ -27,6 +27,8 @@ use crate::core_tasks::End;
 use inputs::{Inputs, Processor};
 pub(crate) use outlook::{Listed, Made, Outlook, State};
 use shelf::{Failing, Shelf, Sight};
+#[cfg(fuzzing)]
+pub(in crate::pool) use template::Manifest as TemplateManifest;
 pub(super) use template::Template;
 
 /// The templates of all images that have one.
