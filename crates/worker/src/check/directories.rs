@@ -8,7 +8,7 @@ use nix::unistd::{AccessFlags, Uid, User, access};
 
 use super::Finding;
 use crate::config::Config;
-use crate::pool::flaw;
+use crate::pool::{Flaw, flaw};
 
 /// The directories below the state directory that hold what is large.
 const PARTS: [&str; 4] = ["slots", "disks", "generations", "templates"];
@@ -87,6 +87,11 @@ fn see(path: &Path) -> Seen {
 fn judge(subject: &str, path: &Path, seen: &Seen, user: u32, private: bool) -> Finding {
     let shown = path.display();
     let give = |path: &Path| Some(format!("give it to the worker's user: chown {} {}", name(user), path.display()));
+    let flaw = match seen {
+        // Root is told about the user it is not, see `look_at_user`.
+        Seen::There { mode, owner, .. } if private => flaw(if user == 0 { 0 } else { *owner }, *mode, user),
+        _ => None,
+    };
     match seen {
         Seen::Hidden(why) => Finding::failed(subject, format!("{shown}: {why}"), None),
         Seen::Missing { below, writable: Err(why) } => Finding::failed(
@@ -101,12 +106,12 @@ fn judge(subject: &str, path: &Path, seen: &Seen, user: u32, private: bool) -> F
         Seen::There { writable: Err(why), owner, .. } => {
             Finding::failed(subject, format!("{shown}, {}'s, can't be written to: {why}", name(*owner)), give(path))
         }
-        // Root is told about the user it is not, see `look_at_user`.
-        Seen::There { mode, owner, .. } if private && user != 0 && flaw(*owner, *mode, user).is_some() => {
-            let why = flaw(*owner, *mode, user).map(|flaw| flaw.to_string()).unwrap_or_default();
-            Finding::failed(subject, format!("{shown}: {why}"), give(path))
-        }
-        Seen::There { mode, .. } if private && mode & 0o022 != 0 => Finding::failed(
+        Seen::There { owner, .. } if matches!(flaw, Some(Flaw::Owner { .. })) => Finding::failed(
+            subject,
+            format!("{shown} is {}'s, and what is in there is trusted", name(*owner)),
+            give(path),
+        ),
+        Seen::There { .. } if matches!(flaw, Some(Flaw::Writable { .. })) => Finding::failed(
             subject,
             format!("{shown}: others may write to it, and what is in there is trusted"),
             Some(format!("run chmod go-w {shown}")),
@@ -211,16 +216,20 @@ mod tests {
 
     #[test]
     fn a_state_directory_of_somebody_else_is_refused() {
-        let judged = |owner, user, private| {
-            let seen = Seen::There { mode: 0o700, owner, is_directory: true, writable: Ok(()) };
-            judge("state_dir", Path::new("/srv/w"), &seen, user, private).verdict
+        let judge = |mode, owner, user, private| {
+            let seen = Seen::There { mode, owner, is_directory: true, writable: Ok(()) };
+            judge("state_dir", Path::new("/srv/w"), &seen, user, private)
         };
+        let judged = |owner, user, private| judge(0o700, owner, user, private).verdict;
         assert_eq!(judged(1000, 1000, true), Verdict::Ok);
         assert_eq!(judged(0, 1000, true), Verdict::Ok);
         assert_eq!(judged(1001, 1000, true), Verdict::Failed);
         assert_eq!(judged(1001, 1000, false), Verdict::Ok);
         // Another finding tells root whose it is.
         assert_eq!(judged(1001, 0, true), Verdict::Ok);
+        let remedy = |mode, owner| judge(mode, owner, 1000, true).remedy.expect("there is one");
+        assert!(remedy(0o700, 1001).contains("chown"), "{}", remedy(0o700, 1001));
+        assert_eq!(remedy(0o770, 1000), "run chmod go-w /srv/w");
     }
 
     #[test]
