@@ -157,9 +157,13 @@ async fn handshake(
     state: watch::Sender<State>,
 ) -> Result<Connected, ConnectError> {
     let seen = Arc::new(Mutex::new(None));
-    let (policy, state_of_client) = (target.host_key.clone(), state.clone());
-    let client =
-        Client { policy, seen: Arc::clone(&seen), state: state_of_client, refused: 0, next_keys: Instant::now() };
+    let client = Client {
+        policy: target.host_key.clone(),
+        seen: Arc::clone(&seen),
+        state: state.clone(),
+        refused: 0,
+        next_keys: Instant::now(),
+    };
     let connected = client::connect_stream(Arc::new(config(target, timing)), stream, client).await;
     let host_key = seen.lock().unwrap_or_else(PoisonError::into_inner).take();
     let mut handle = connected.map_err(|error| match (&error, &target.host_key, &host_key) {

@@ -1,7 +1,5 @@
 //! What the fuzz targets reach of this crate's inside.
 
-use std::path::Path;
-
 pub use crate::copy::fuzzing::{read_archive, unpack};
 use crate::launch::{Report, Scanner};
 
@@ -21,9 +19,4 @@ pub fn scan_login(bytes: &[u8]) {
     }
     assert_eq!(line.as_deref().and_then(Report::parse), whole.as_deref().and_then(Report::parse));
     assert!(scanner.rest().len() <= 128 * 1024);
-}
-
-/// A directory that is to be written to.
-pub(crate) fn opened(path: &Path) -> cap_std::fs::Dir {
-    cap_std::fs::Dir::open_ambient_dir(path, cap_std::ambient_authority()).expect("it is there")
 }

@@ -20,7 +20,12 @@ pub struct TarTime {
 impl TarTime {
     /// When a file was modified.
     pub fn of(metadata: &Metadata) -> Self {
-        TarTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) }
+        TarTime::at(metadata.mtime(), metadata.mtime_nsec())
+    }
+
+    /// What a file system says: seconds since 1970, and nanoseconds after that, of which there are less than a second's.
+    pub(crate) fn at(seconds: i64, nanoseconds: i64) -> Self {
+        TarTime { seconds, nanoseconds: nanoseconds.try_into().unwrap_or(0) }
     }
 
     /// What a header says. One before 1970 is read as if it had no sign.

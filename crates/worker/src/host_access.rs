@@ -75,8 +75,8 @@ impl CopyRoots {
     }
 }
 
-/// Opens a builder's directory: in the worker's, links lead nowhere out of that.
-fn open(basedir: &Path, directory: &Path, make: bool) -> io::Result<Dir> {
+/// Opens a directory, such as a builder's: in the worker's, links lead nowhere out of that.
+pub(crate) fn open(basedir: &Path, directory: &Path, make: bool) -> io::Result<Dir> {
     let Ok(below) = directory.strip_prefix(basedir) else { return ambient(directory) };
     let basedir = ambient(basedir)?;
     if below.as_os_str().is_empty() {

@@ -11,6 +11,7 @@ use protocol::command::COMMANDS;
 use protocol::{Value, WorkerInfo};
 
 use crate::config::Config;
+use crate::host_access;
 
 /// The version of Buildbot's worker that this one stands in for.
 pub(crate) const BUILDBOT_VERSION: &str = "4.3.0";
@@ -146,8 +147,7 @@ fn has_login(value: &str) -> bool {
 
 /// The text of each file in `info/`, under the file's name. What a copy put there is nobody's way to other files.
 fn directory_info(basedir: &Path) -> Vec<(String, Value)> {
-    let opened =
-        Dir::open_ambient_dir(basedir, cap_std::ambient_authority()).and_then(|basedir| basedir.open_dir("info"));
+    let opened = host_access::open(basedir, &basedir.join("info"), false);
     let Ok(directory) = opened else { return Vec::new() };
     let entries = directory.entries().into_iter().flatten().flatten().take(MAX_INFO_FILES);
     let mut info: Vec<_> = entries

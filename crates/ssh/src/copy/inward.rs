@@ -7,6 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cap_std::fs::MetadataExt;
 use tokio::sync::mpsc;
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, timeout};
 
 use super::error::{CopyError, Side};
@@ -55,7 +56,7 @@ pub(crate) async fn copy_in(
 
     let (writer, chunks) = stream::to_task();
     let (from, tally) = (from.clone(), Tally::new(options.limits));
-    let packing = tokio::spawn(blocking(move || pack_counted(&from, layout, tally, writer)));
+    let packing = spawn_blocking(move || pack_counted(&from, layout, tally, writer));
     let silence = options.silence;
     let feeding = feed(chunks, stdin, silence);
     let finishing = finish(&mut script);

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use cap_std::fs::{Dir, DirBuilder, DirBuilderExt};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::error::{CopyError, Side};
@@ -51,14 +52,14 @@ pub(crate) async fn copy_out(
     let (end_well, ended_well) = oneshot::channel();
     let tally = Tally::new(options.limits);
     // All that is done with the files is done there, also if nobody waits for it any more: a million files may have to be removed.
-    let unpacking = tokio::spawn(blocking(move || {
+    let unpacking = spawn_blocking(move || {
         let copied = unpack(reader, destination, tally)?;
         match (renaming, ended_well.blocking_recv()) {
             (Some(renaming), Ok(())) => renaming.rename().map(|()| copied),
             (None, Ok(())) => Ok(copied),
             (_, Err(_)) => Err(CopyError::Hostile { why: "it goes on after its end".to_owned() }),
         }
-    }));
+    });
     let received = receive(&mut script, sender, options.silence).await;
     if let Received::All = received {
         // Fails only if the unpacker has given up, and says why.

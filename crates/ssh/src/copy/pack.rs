@@ -209,7 +209,7 @@ impl<W: Write> Pack<'_, W> {
 }
 
 fn mtime(metadata: &Metadata) -> TarTime {
-    TarTime { seconds: metadata.mtime(), nanoseconds: metadata.mtime_nsec().try_into().unwrap_or(0) }
+    TarTime::at(metadata.mtime(), metadata.mtime_nsec())
 }
 
 /// Packs with its own count, and returns it.
