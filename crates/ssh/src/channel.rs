@@ -29,6 +29,14 @@ const REFUSED_PATIENCE: Duration = Duration::from_secs(1);
 /// How many connections may stand beside the first; sshd refuses some from 10 logins under way on.
 const MOST_BESIDE: u8 = 8;
 
+/// How many channels to ask for one command on, when the server closes them unasked: dropbear (up to 2026.94) does so if
+/// the command of another channel ends just then. Nothing follows the request until the server has taken it, so what it
+/// has not taken can be asked for again.
+pub(crate) const TRIES: u32 = 5;
+
+/// What is said when all of them were closed.
+pub(crate) const UNTAKEN: &str = "the server closed each channel that it was asked on";
+
 /// The right to have channels open on a connection.
 pub(crate) struct Channels {
     ordinary: Arc<Semaphore>,

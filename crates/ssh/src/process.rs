@@ -81,6 +81,16 @@ pub struct Signaller {
 /// Starts a command; see [`Session::exec`].
 pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, ExecError> {
     let launch = Launch::new(exec, &session.shared.dialect)?;
+    for _ in 0..channel::TRIES {
+        if let Some(process) = start_on_channel(session, exec, launch.clone()).await? {
+            return Ok(process);
+        }
+    }
+    Err(ExecError::NotStarted { target: session.shared.target().to_owned(), why: channel::UNTAKEN.to_owned() })
+}
+
+/// Starts a command on a new channel; nothing, if the server closed that before it had taken the request.
+async fn start_on_channel(session: &Session, exec: &Exec, launch: Launch) -> Result<Option<Process>, ExecError> {
     let Opened { channel, permit, shared } = channel::open(&session.shared, Purpose::Ordinary).await?;
     let shared = &shared;
     let (read, write) = channel.split();
@@ -94,10 +104,11 @@ pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, Exe
 
     let limit = shared.timing.start;
     let launching = timeout(limit, launched(shared, exec, launch.clone(), &write, &mut reported));
-    let (pid, start) = shared.unless_lost(launching).await?.map_err(|_| ExecError::NotStarted {
+    let launched = shared.unless_lost(launching).await?.map_err(|_| ExecError::NotStarted {
         target: shared.target().to_owned(),
         why: format!("no sign of life within {limit:?}"),
     })??;
+    let Some((pid, start)) = launched else { return Ok(None) };
     let tree = Tree { leader: Some((pid, start)), nonce: launch.nonce };
     let signaller = Signaller { shared: Arc::clone(shared), tree, channel: Arc::downgrade(&write) };
     let stdin = Stdin::new(write, open, exec.pty.is_some());
@@ -108,38 +119,35 @@ pub(crate) async fn start(session: &Session, exec: &Exec) -> Result<Process, Exe
             None
         }
     };
-    Ok(Process { output, stdin, signaller, pid, _owner: owner })
+    Ok(Some(Process { output, stdin, signaller, pid, _owner: owner }))
 }
 
-/// Sends request and script, and waits for the report.
+/// Sends the request, the script once that is taken, and waits for the report; nothing, if it was not taken.
 async fn launched(
     shared: &Arc<Shared>,
     exec: &Exec,
     launch: Launch,
     write: &ChannelWriteHalf<Msg>,
     reported: &mut mpsc::Receiver<Result<Progress, ExecError>>,
-) -> Result<(u32, u64), ExecError> {
+) -> Result<Option<(u32, u64)>, ExecError> {
     let sent = async {
         if let Some(Pty { term, columns, rows }) = &exec.pty {
             write.request_pty(false, term, *columns, *rows, 0, 0, &[]).await?;
         }
-        write.exec(true, launch.request).await?;
-        if exec.pty.is_none() {
-            write.data_bytes(launch.script.clone()).await?;
-        }
-        Ok::<_, russh::Error>(())
+        write.exec(true, launch.request).await
     };
     if sent.await.is_err() {
         return Err(ExecError::Lost(shared.lost().await));
     }
     while let Some(progress) = reported.recv().await {
         match progress? {
+            Progress::Untaken => return Ok(None),
             Progress::Ready => {
                 if write.data_bytes(launch.script.clone()).await.is_err() {
                     return Err(ExecError::Lost(shared.lost().await));
                 }
             }
-            Progress::Run { pid, start } => return Ok((pid, start)),
+            Progress::Run { pid, start } => return Ok(Some((pid, start))),
         }
     }
     Err(ExecError::Lost(shared.lost().await))

@@ -31,6 +31,8 @@ const MAX_WHY: usize = 4096;
 /// How far the guest has got with starting a command.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Progress {
+    /// It closed the channel before it had taken the request: nothing runs; see [`channel::TRIES`](crate::channel::TRIES).
+    Untaken,
     /// It waits for the script.
     Ready,
     /// The command runs.
@@ -47,7 +49,8 @@ pub(crate) struct Pump {
     stdout: Stream,
     stderr: Stream,
     exit: Option<Exit>,
-    refused: bool,
+    /// What the server answered to the request, if it did.
+    taken: Option<bool>,
     failed_step: Option<String>,
     abandoned_by: Signal,
     terminal: bool,
@@ -87,7 +90,7 @@ impl Pump {
             stdout: noise(terminal),
             stderr: noise(!terminal),
             exit: None,
-            refused: false,
+            taken: None,
             failed_step: None,
             abandoned_by: exec.abandoned_by,
             terminal,
@@ -123,7 +126,10 @@ impl Pump {
                 Err(_) => self.lost("the channel was dropped"),
             }),
         };
-        self.report_failure(&end);
+        match closed && self.taken.is_none() && self.exit.is_none() {
+            true => self.report(Ok(Progress::Untaken)),
+            false => self.report_failure(&end),
+        }
         self.queue.end(end);
     }
 
@@ -139,7 +145,14 @@ impl Pump {
             ChannelMsg::ExitSignal { signal_name, core_dumped, .. } => {
                 self.exited(Exit::Signal { name: name(signal_name), core_dumped });
             }
-            ChannelMsg::Failure => self.refused = true,
+            ChannelMsg::Success if self.taken.is_none() => {
+                self.taken = Some(true);
+                // On a terminal the script has to wait until that is raw.
+                if !self.terminal {
+                    self.report(Ok(Progress::Ready));
+                }
+            }
+            ChannelMsg::Failure => self.taken = Some(false),
             _ => {}
         }
     }
@@ -169,8 +182,7 @@ impl Pump {
                     false => None,
                 };
                 if report == Some(Report::Ready) {
-                    // Fails only if nobody waits for the start any more; then the owner is gone too.
-                    let _ = self.progress.try_send(Ok(Progress::Ready));
+                    self.report(Ok(Progress::Ready));
                     return;
                 }
                 let rest = scanner.rest();
@@ -192,7 +204,7 @@ impl Pump {
 
     fn started(&mut self, pid: u32, start: u64) {
         self.tree.leader = Some((pid, start));
-        let _ = self.progress.try_send(Ok(Progress::Run { pid, start }));
+        self.report(Ok(Progress::Run { pid, start }));
         // OpenSSH tells of an exit at once, even if the report is still in the pipe.
         if let Some(exit) = &self.exit {
             self.queue.push(Event::Exited(exit.clone()));
@@ -212,10 +224,15 @@ impl Pump {
             (Some("missing"), _) => ExecError::NoProgram { program },
             (Some("denied"), _) => ExecError::NotExecutable { program },
             (Some(_), _) => ExecError::EnterDir { dir, why },
-            (None, Err(lost)) if self.exit.is_none() && !self.refused => ExecError::Lost(lost.clone()),
+            (None, Err(lost)) if self.exit.is_none() && self.taken != Some(false) => ExecError::Lost(lost.clone()),
             (None, _) => ExecError::NotStarted { target: self.shared.target().to_owned(), why },
         };
-        let _ = self.progress.try_send(Err(error));
+        self.report(Err(error));
+    }
+
+    fn report(&self, progress: Result<Progress, ExecError>) {
+        // Fails only if nobody waits for the start any more; then the owner is gone too.
+        let _ = self.progress.try_send(progress);
     }
 
     /// Puts together what the guest said instead of starting the command.

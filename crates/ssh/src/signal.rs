@@ -184,6 +184,16 @@ pub(crate) async fn deliver(
 
 /// Signals a command's whole process tree, over a channel of its own.
 async fn by_script(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<Signalled, SignalError> {
+    for _ in 0..channel::TRIES {
+        if let Some(signalled) = on_channel(shared, tree, signal).await? {
+            return Ok(signalled);
+        }
+    }
+    Err(not_started(shared, channel::UNTAKEN.to_owned()))
+}
+
+/// Signals over a new channel; nothing, if the server closed that before it had taken the request.
+async fn on_channel(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<Option<Signalled>, SignalError> {
     let Opened { channel, permit: _permit, shared: used } = channel::open(shared, Purpose::Control).await?;
     let detour =
         (!Arc::ptr_eq(shared, &used)).then(|| Detour::Connection { most: shared.channels.limit().unwrap_or_default() });
@@ -193,30 +203,37 @@ async fn by_script(shared: &Arc<Shared>, tree: &Tree, signal: Signal) -> Result<
     let answering = async {
         let (mut read, write) = channel.split();
         let Start { request, script } = tree.start(&shared.dialect, signal, &report);
-        write.exec(false, request).await?;
-        write.data_bytes(script).await?;
-        write.eof().await?;
-        let mut answer = BytesMut::new();
+        write.exec(true, request).await?;
+        let (mut taken, mut answer) = (false, BytesMut::new());
         while let Some(message) = read.wait().await {
             match message {
+                ChannelMsg::Success if !taken => {
+                    taken = true;
+                    write.data_bytes(script.clone()).await?;
+                    write.eof().await?;
+                }
+                ChannelMsg::Failure => taken = true,
                 ChannelMsg::Data { data } if answer.len() < MAX_ANSWER => answer.extend_from_slice(&data),
-                ChannelMsg::Close => return Ok(Some(answer)),
+                ChannelMsg::Close => return Ok(Some(taken.then_some(answer))),
                 _ => {}
             }
         }
         Ok::<_, russh::Error>(None)
     };
-    let not_started =
-        |why: String| SignalError::Exec(ExecError::NotStarted { target: shared.target().to_owned(), why });
     let answered = shared.unless_lost(timeout(limit, answering)).await.map_err(ExecError::from)?;
-    let answered = answered.map_err(|_| not_started(format!("no answer within {limit:?}")))?;
+    let answered = answered.map_err(|_| not_started(shared, format!("no answer within {limit:?}")))?;
     let Ok(Some(answer)) = answered else {
         return Err(SignalError::Exec(shared.lost().await.into()));
     };
+    let Some(answer) = answer else { return Ok(None) };
     let answer = String::from_utf8_lossy(&answer);
     let signalled = parse(&answer, &report, signal)
-        .unwrap_or_else(|| Err(not_started(format!("unexpected answer {answer:.200?}"))))?;
-    Ok(Signalled { detour, ..signalled })
+        .unwrap_or_else(|| Err(not_started(shared, format!("unexpected answer {answer:.200?}"))))?;
+    Ok(Some(Signalled { detour, ..signalled }))
+}
+
+fn not_started(shared: &Shared, why: String) -> SignalError {
+    SignalError::Exec(ExecError::NotStarted { target: shared.target().to_owned(), why })
 }
 
 /// Parses `REPORT COUNT [DENIED…]`; login shells may have printed something before it.

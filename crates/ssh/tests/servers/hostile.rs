@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use russh::server::{self, Auth, ChannelOpenHandle, Handle, VerifiedPublicKey};
 use russh::{Channel, ChannelId, ChannelOpenFailure, Disconnect, Error};
-use ssh::{Exec, Session, Target, Timing};
+use ssh::{Exec, ExecError, Session, Target, Timing};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -145,13 +145,69 @@ impl server::Handler for Mumbling {
             return self.ended.send(()).map_err(|_| Error::SendError);
         }
         self.said.extend(data);
-        // What marks our lines is a word of its own: x and sixteen digits.
-        let nonce = self.said.windows(17).find(|word| word[0] == b'x' && word[1..].iter().all(u8::is_ascii_hexdigit));
-        if let Some(nonce) = nonce {
-            let line = format!("{} run 45 6\n", String::from_utf8_lossy(nonce));
-            session.extended_data(channel, 1, line)?;
+        match nonce_in(&self.said) {
+            Some(nonce) => session.extended_data(channel, 1, format!("{nonce} run 45 6\n")),
+            None => Ok(()),
         }
+    }
+}
+
+/// Closes so many channels when it is asked for a command on them, as dropbear does when another channel's command ends.
+struct Closing(usize);
+
+impl server::Handler for Closing {
+    type Error = Error;
+
+    async fn auth_publickey(&mut self, _: &str, _: VerifiedPublicKey<'_>) -> Result<Auth, Error> {
+        Ok(Auth::Accept)
+    }
+
+    async fn channel_open_session(
+        &mut self,
+        _: Channel<server::Msg>,
+        reply: ChannelOpenHandle,
+        _: &mut server::Session,
+    ) -> Result<(), Error> {
+        reply.accept().await;
         Ok(())
+    }
+
+    async fn exec_request(&mut self, channel: ChannelId, _: &[u8], session: &mut server::Session) -> Result<(), Error> {
+        match self.0.checked_sub(1) {
+            Some(left) => {
+                self.0 = left;
+                session.eof(channel)?;
+                session.close(channel)
+            }
+            None => session.channel_success(channel),
+        }
+    }
+
+    async fn data(&mut self, channel: ChannelId, data: &[u8], session: &mut server::Session) -> Result<(), Error> {
+        assert_eq!(self.0, 0, "data for a command that was not taken");
+        match nonce_in(data) {
+            Some(nonce) => session.extended_data(channel, 1, format!("{nonce} run 45 6\n")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Finds what marks our lines: a word of x and sixteen digits.
+fn nonce_in(script: &[u8]) -> Option<String> {
+    let nonce = script.windows(17).find(|word| word[0] == b'x' && word[1..].iter().all(u8::is_ascii_hexdigit))?;
+    Some(String::from_utf8_lossy(nonce).into_owned())
+}
+
+#[tokio::test]
+async fn a_command_is_started_though_channels_close_before_it_is_taken() {
+    for (closed, started) in [(1, true), (4, true), (5, false)] {
+        let session = session_with(Closing(closed)).await;
+        let process = timeout(SOON, session.exec(Exec::shell("true"))).await.expect("soon");
+        match (&process, started) {
+            (Ok(process), true) => assert_eq!(process.pid(), 45),
+            (Err(ExecError::NotStarted { why, .. }), false) => assert!(why.contains("closed each channel"), "{why}"),
+            _ => panic!("{closed}: {process:?}"),
+        }
     }
 }
 
