@@ -12,7 +12,7 @@ from twisted.internet import defer
 from twisted.trial import unittest
 
 from build_case import SUCCEEDED, Answer, BuildCase, vm_failed
-from buildbot_kvm import StartVM, StopVM, VMCopyOut, VMShellCommand, in_vm, on_host, step_in_vm
+from buildbot_kvm import StartVM, StopVM, VMCopyOut, VMShellCommand, VMShellMixin, in_vm, on_host, step_in_vm
 
 LOST = vm_failed("vm_lost", "VM default in slot 0 died: qemu was killed by signal 9")
 
@@ -45,6 +45,19 @@ class Adding(BuildStep):
 
     def run(self) -> Any:
         return defer.ensureDeferred(self._run())
+
+
+class AddingInMachine(VMShellMixin, Adding):
+    """The same, of a class that says itself that it is in a machine."""
+
+
+class ChoosingFactory(BuildFactory):
+    """Gives each build steps of its own."""
+
+    def newBuild(self, *args: Any, **kwargs: Any) -> Any:
+        build = super().newBuild(*args, **kwargs)
+        build.setStepFactories([shell("chosen").get_step_factory(), on_host(shell("there"))])
+        return build
 
 
 class Forgiving(CommandMixin, BuildStep):
@@ -185,6 +198,102 @@ class Building(BuildCase):
             [("shell", "host"), ("shell", "other"), ("shell", "host")],
             [(name, "success") for name in ("adding", "next", "own", "last")],
         )
+
+    @defer.inlineCallbacks
+    def test_steps_added_in_a_plain_factory_are_where_the_step_is(self) -> Any:
+        for adding in (step_in_vm(Adding()), AddingInMachine()):
+            with self.subTest(adding):
+                self.worker.conn.commands.clear()
+                yield self.check(
+                    BuildFactory([StartVM("debian"), adding, StopVM(), shell("after")]),
+                    [
+                        ("vm_start", "default"),
+                        *[("shell", "default"), ("shell", "other")],
+                        ("vm_stop", "default"),
+                        *[("shell", None), ("shell", "default")],
+                    ],
+                    [
+                        ("start-vm", "success"),
+                        *[(name, "success") for name in ("adding", "next", "own")],
+                        ("stop-vm", "skipped"),
+                        *[(name, "success") for name in ("after", "last")],
+                    ],
+                )
+
+    @defer.inlineCallbacks
+    def test_steps_added_to_the_end_come_before_that_of_the_machine(self) -> Any:
+        yield self.check(
+            BuildFactory([StartVM("debian"), step_in_vm(Adding()), StopVM()]),
+            [
+                ("vm_start", "default"),
+                *[("shell", "default"), ("shell", "other"), ("shell", "default")],
+                ("vm_stop", "default"),
+            ],
+            [
+                ("start-vm", "success"),
+                *[(name, "success") for name in ("adding", "next", "own", "last")],
+                ("stop-vm", "skipped"),
+            ],
+        )
+
+    @defer.inlineCallbacks
+    def test_steps_of_a_factory_that_knows_no_machines_are_added_as_ever(self) -> Any:
+        yield self.check(
+            BuildFactory([StartVM("debian"), Adding(), StopVM()]),
+            [
+                ("vm_start", "default"),
+                *[("shell", None), ("shell", "other")],
+                ("vm_stop", "default"),
+                ("shell", None),
+            ],
+            [
+                ("start-vm", "success"),
+                *[(name, "success") for name in ("adding", "next", "own")],
+                ("stop-vm", "skipped"),
+                ("last", "success"),
+            ],
+        )
+
+    @defer.inlineCallbacks
+    def test_steps_that_a_factory_chooses_for_a_build_are_in_the_machine(self) -> Any:
+        factory = in_vm(in_vm(ChoosingFactory([shell("unused")]), "debian", vm="a"), "debian", vm="b")
+        yield self.check(
+            factory,
+            [
+                *[("vm_start", "b"), ("vm_start", "a")],
+                *[("shell", "a"), ("shell", "host")],
+                *[("vm_stop", "a"), ("vm_stop", "b")],
+            ],
+            [
+                *[("start-vm-b", "success"), ("start-vm-a", "success")],
+                *[("chosen", "success"), ("there", "success")],
+                *[("stop-vm-a", "skipped"), ("stop-vm-b", "skipped")],
+            ],
+        )
+
+    @defer.inlineCallbacks
+    def test_property_that_names_no_machine_has_nothing_run_on_the_host(self) -> Any:
+        place: Any = util.Property("x")
+        for value in (None, "host", 7):
+            for step in (step_in_vm(shell(), vm=place), VMShellCommand(name="make", command="make", vm=place)):
+                with self.subTest(value=value, step=step):
+                    self.worker.conn.commands.clear()
+                    setting = steps.SetProperty(property="x", value=value)
+                    build = yield self.run_build(BuildFactory([setting, step]))
+                    self.assertEqual((self.commands, build.results), ([], EXCEPTION))
+                    said = build.executedSteps[1].getResultSummary()["step"]
+                    self.assertEqual(
+                        said, f"vm is {value!r} in this build, and must be the name of a machine (exception)"
+                    )
+
+    @defer.inlineCallbacks
+    def test_all_commands_of_a_step_that_says_where_it_is_are_there(self) -> Any:
+        class Suppressing(VMShellMixin, steps.Compile):
+            pass
+
+        step = Suppressing(command="make", name="make", suppressionFile="suppressions")
+        yield self.run_build(BuildFactory([step]))
+        self.assertEqual(self.commands, [("uploadFile", "default"), ("shell", "default")])
 
     def test_other_machines_of_a_factory_stay(self) -> defer.Deferred[Any]:
         return self.check_inside(
@@ -531,3 +640,13 @@ class Configuring(unittest.TestCase):
             with self.assertRaises(ConfigErrors) as refused:
                 mark(VMShellCommand(command="make"))
             self.assertIn("has an argument vm of its own; set that instead", refused.exception.errors[0])
+
+    def test_host_is_no_name_of_a_machine(self) -> None:
+        for make in (
+            step_in_vm,
+            lambda _, vm: VMShellCommand(command="make", vm=vm),
+            lambda _, vm: StartVM("debian", vm=vm),
+        ):
+            with self.assertRaises(ConfigErrors) as refused:
+                make(shell(), "host")
+            self.assertIn("for a step on the host use on_host", refused.exception.errors[0])

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from buildbot.plugins import steps, util
 from buildbot.process.buildstep import BuildStep
 from buildbot.process.factory import BuildFactory
 from buildbot.process.results import SUCCESS
+from buildbot.steps.download_secret_to_worker import RemoveWorkerFileSecret
 from twisted.internet import defer
 
 from build_case import SUCCEEDED, Answer, BuildCase
 from buildbot_kvm import RebootVM, StartVM, StopVM, VMCopyIn, VMShellCommand, in_vm, on_host, step_in_vm
+from buildbot_kvm.guest import HOME_IN
 
 HOST = ("/srv/w", "/srv/w/b", "host", 8)
 GUEST = ("/home/ci", "/home/ci/b", "guest", 1)
@@ -46,6 +48,8 @@ class Looking(BuildStep):
 
 
 class Seeing(BuildCase):
+    worker_commands: ClassVar[dict[str, str]] = {"*": "3.3"}
+
     @defer.inlineCallbacks
     def setUp(self) -> Any:
         yield super().setUp()
@@ -146,3 +150,24 @@ class Seeing(BuildCase):
         build = yield self.run_build(factory)
         self.assertEqual(build.getProperty("builddir"), "mine")
         self.assertEqual(build.getProperty("basedir", "/srv/w"), "/srv/w")
+
+    @defer.inlineCallbacks
+    def test_home_is_that_of_the_guest(self) -> Any:
+        def transfers() -> list[Any]:
+            return [
+                steps.StringDownload("s", workerdest="~/.netrc"),
+                steps.FileUpload(workersrc="~/core", masterdest=self.mktemp()),
+                steps.DirectoryUpload(workersrc="~", masterdest=self.mktemp()),
+                RemoveWorkerFileSecret([("~/.netrc", "s")]),
+                steps.StringDownload("s", workerdest="a/~/b"),
+            ]
+
+        yield self.run_build(in_vm([*transfers(), *map(on_host, transfers())], "debian"))
+        paths = [args[HOME_IN[name]] for name, args in self.arguments if name in HOME_IN]
+        self.assertEqual(
+            paths,
+            [
+                *["/home/ci/.netrc", "/home/ci/core", "/home/ci", "/home/ci/.netrc", "a/~/b"],
+                *["~/.netrc", "~/core", "~", "~/.netrc", "a/~/b"],
+            ],
+        )

@@ -24,9 +24,9 @@ class _Command(BuildStep):
     async def _send(self) -> int:
         log = await self.addLog("stdio")
         # From here to the sending nothing is waited for: what the arguments say of the build still holds.
-        command = RemoteCommand(self.vm_command, {"vm": self.vm, **self.arguments()})
+        command = RemoteCommand(self.vm_command, self.arguments())
         command.useLog(log)
-        self.log_console(command)
+        self.sent = True
         await self.runCommand(command)
         if command.rc != 0:
             # No worker of ours does that; better wrong by a word than green.
@@ -52,10 +52,12 @@ class VMCommand(VMMixin, _Command):
     flunkOnFailure = True
     #: Whether what was done is news to who reads the log.
     news = False
+    #: Whether the worker was told, or is going to be at once.
+    sent = False
     _done: str | None = None
 
     def arguments(self) -> dict[str, Any]:
-        """Give the command's own arguments; ``vm`` and ``console_log`` are added to them."""
+        """Give the command's own arguments; ``vm`` and ``console_log`` are added to them when it is sent."""
         raise NotImplementedError
 
     def _vm_inside(self) -> str:

@@ -12,9 +12,9 @@ from buildbot.process.factory import BuildFactory
 from buildbot_kvm.guest import HOST
 from buildbot_kvm.judging import MAX_RETRIES
 from buildbot_kvm.mixing import mix_in
-from buildbot_kvm.placing import PlacedMixin, PlacedStep
+from buildbot_kvm.placing import PlacingBuildMixin, placed
 from buildbot_kvm.start import StartVM
-from buildbot_kvm.step import DEFAULT_VM, VMMixin
+from buildbot_kvm.step import DEFAULT_VM
 from buildbot_kvm.stop import StopVM
 
 #: The longest name of a step (characters) that Buildbot's database takes.
@@ -80,17 +80,15 @@ def _name(step: Any, vm: str) -> str:
     return str(step.name) if vm == DEFAULT_VM else f"{step.name}-{vm}"[:LONGEST_NAME]
 
 
-def _placed(factory: Any, refused: str | None = None, **place: Any) -> Any:
-    """Have the steps that a factory makes run in a machine, unless they have a place already."""
-    if isinstance(factory, PlacedStep):
-        return factory
+def _placed(factory: Any, refused: str, **place: Any) -> Any:
+    """Have the steps that a factory makes run in in_vm's machine, unless they have a place already."""
     step = factory.buildStep()
     if isinstance(step, (StartVM, StopVM)) and step.vm == refused:
         config.error(
             f"in_vm: the factory has a {type(step).__name__} of its own for VM {refused!r}, which in_vm starts and "
             "stops: take it out, or give in_vm another name with vm="
         )
-    return factory if isinstance(step, VMMixin) else PlacedStep(factory, **place)
+    return placed(factory, **place)
 
 
 class _VMFactoryMixin:
@@ -113,29 +111,13 @@ class _VMFactoryMixin:
             self.steps[end:] = [*added, *stops]
 
     def newBuild(self, *args: Any, **kwargs: Any) -> Any:
-        """Make a build whose steps add their steps to the machine, too."""
-        return mix_in(_VMBuildMixin, super().newBuild(*args, **kwargs))  # type: ignore[misc]
+        """Make a build whose steps add their steps to the machine, too.
 
-
-class _VMBuildMixin:
-    """The part of a build that gives the steps that a step adds to it the place of that one."""
-
-    steps: list[Any]
-    currentStep: Any
-
-    def setupBuildSteps(self, step_factories: Any) -> Any:
-        """Make steps, of those that a running step adds in its place."""
-        if isinstance(self.currentStep, PlacedMixin):
-            place = self.currentStep._vm_place_now()
-            step_factories = [_placed(get_factory_from_step_or_factory(step), **place) for step in step_factories]
-        return super().setupBuildSteps(step_factories)  # type: ignore[misc]
-
-    def addStepsAfterLastStep(self, step_factories: Any) -> None:
-        """Add steps to the end, which is before the machine's."""
-        end = len(self.steps)
-        while end and isinstance(self.steps[end - 1], StopVM):
-            end -= 1
-        stops = self.steps[end:]
-        del self.steps[end:]
-        super().addStepsAfterLastStep(step_factories)  # type: ignore[misc]
-        self.steps.extend(stops)
+        A class of factories may give each build steps of its own.
+        """
+        build = mix_in(PlacingBuildMixin, super().newBuild(*args, **kwargs))  # type: ignore[misc]
+        if build.stepFactories != self.steps:
+            starts, stops = self.steps[: self.vm_stops], self.steps[-self.vm_stops :]
+            own = [step for step in build.stepFactories if step not in starts and step not in stops]
+            build.setStepFactories([*starts, *(placed(step, **self.vm_place) for step in own), *stops])
+        return build

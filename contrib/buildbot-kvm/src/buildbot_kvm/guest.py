@@ -20,8 +20,14 @@ from buildbot_kvm.mixing import mix_in
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from buildbot.process.remotecommand import RemoteCommand
+
 #: The name that stands for the worker's host where one of a machine is expected.
 HOST = "host"
+
+#: The commands whose path may begin with ``~``, and its argument. Over MessagePack Buildbot (4.3.0) puts the home in
+#: its place that the worker told of, which is the host's.
+HOME_IN = {"uploadFile": "workersrc", "uploadDirectory": "workersrc", "downloadFile": "workerdest", "rmfile": "path"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,16 @@ class Guest:
         """Read it in the answer to ``vm_start``."""
         environ = vm.get("environ")
         return cls(vm.get("basedir"), dict(environ) if environ is not None else None, vm.get("cpus"))
+
+    def expand_home(self, command: RemoteCommand) -> None:
+        """Put the guest's home in the place of the ``~`` that a command's path begins with, if the worker told it."""
+        argument = HOME_IN.get(command.remote_command)
+        home = (self.environ or {}).get("HOME")
+        if argument is None or home is None:
+            return
+        path = command.args.get(argument)
+        if isinstance(path, str) and (path == "~" or path.startswith("~/")):
+            command.args[argument] = home + path[1:]
 
     @contextmanager
     def seen_by(self, step: Any) -> Iterator[None]:
@@ -133,6 +149,8 @@ class _GuestsMixin:
 class _SeeingMixin:
     """The part of a step that sees the guest of the machine that it is in."""
 
+    __inside: Guest | None = None
+
     def startStep(self, remote: Any) -> defer.Deferred[Any]:
         """Run the step from its beginning, where its arguments are rendered, to its end."""
         return defer.ensureDeferred(self.__start(remote))
@@ -142,8 +160,15 @@ class _SeeingMixin:
         guest = await self.__guest()
         if guest is None:
             return await start(remote)
+        self.__inside = guest
         with guest.seen_by(self):
             return await start(remote)
+
+    def runCommand(self, command: RemoteCommand) -> Any:
+        """Run one command with paths as the guest has them."""
+        if self.__inside is not None:
+            self.__inside.expand_home(command)
+        return super().runCommand(command)  # type: ignore[misc]
 
     async def __guest(self) -> Guest | None:
         guests = self.build.vm_guests

@@ -14,7 +14,8 @@ from zope.interface import implementer
 from buildbot_kvm.guest import HOST
 from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console, name_step
 from buildbot_kvm.mixing import mix_in
-from buildbot_kvm.step import DEFAULT_VM, VMMixin, check_name, check_number
+from buildbot_kvm.step import DEFAULT_VM, VMMixin, check_machine, check_name, check_number, machine_name
+from buildbot_kvm.stop import StopVM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +28,7 @@ def on_host(step: Any) -> PlacedStep:
 
     Takes a step of any class but this package's own, and gives what ``addStep`` takes.
     """
-    return _place("on_host", step, HOST)
+    return _place("on_host", step, None)
 
 
 def step_in_vm(
@@ -42,7 +43,7 @@ def step_in_vm(
     Takes a step of any class but this package's own, and gives what ``addStep`` takes. The arguments are those of
     ``VMMixin``. For a factory whose steps all run in one machine ``in_vm`` is shorter.
     """
-    check_name("step_in_vm", "vm", vm)
+    check_machine("step_in_vm", vm)
     if console_log is not None:
         check_name("step_in_vm", "console_log", console_log)
     check_number("step_in_vm", "max_retries", max_retries, least=0)
@@ -66,7 +67,7 @@ class PlacedStep(ComparableMixin):
     ``inner``
         the factory that makes them;
     ``vm``
-        the name of a machine, or ``HOST``;
+        the name of a machine, renderable, or None for the host;
     ``console_log``, ``max_retries``
         as those of VMMixin.
     """
@@ -89,10 +90,23 @@ class PlacedStep(ComparableMixin):
         return step
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} of {self.inner} in {self.vm!r}>"
+        return f"<{type(self).__name__} of {self.inner} {'on the host' if self.vm is None else f'in {self.vm!r}'}>"
 
 
-class PlacedMixin(JudgingMixin):
+class AddingMixin:
+    """The part of a step that has the steps that it adds to its build run where it runs."""
+
+    def _vm_place_now(self) -> dict[str, Any]:
+        """Give the place of the step as it is in this build, as arguments of PlacedStep."""
+        raise NotImplementedError
+
+    def setBuild(self, build: Any) -> None:
+        """Belong to a build."""
+        super().setBuild(build)  # type: ignore[misc]
+        mix_in(PlacingBuildMixin, build)
+
+
+class PlacedMixin(AddingMixin, JudgingMixin):
     """The part of a step that names the place to each of its commands, for steps of any class.
 
     Like its base, it takes no name that another class might have.
@@ -106,16 +120,16 @@ class PlacedMixin(JudgingMixin):
     _vm_place_max_retries: Any
 
     def _vm_place_now(self) -> dict[str, Any]:
-        """Give the place as it is in this build, with all that is rendered."""
+        """Give the place with all that is rendered."""
         return {
-            "vm": self._vm_place_name,
+            "vm": None if self._vm_place.vm is None else self._vm_place_name,
             "console_log": self._vm_place_console_log,
             "max_retries": self._vm_place_max_retries,
         }
 
     def _vm_inside(self) -> Any:
         """Name the machine whose guest the step sees, before anything is rendered."""
-        return self._vm_place_name
+        return HOST if self._vm_place.vm is None else self._vm_place_name
 
     def get_step_factory(self) -> PlacedStep:
         """Give what makes another step like this one, in the same place."""
@@ -134,13 +148,13 @@ class PlacedMixin(JudgingMixin):
         # A command about machines says itself which one it is about.
         if str(command.remote_command).startswith("vm_"):
             return
-        if self._vm_place_name == HOST:
+        if self._vm_place.vm is None:
             # Buildbot's own worker runs everything there.
             if self.workerVersion("vm_start"):
                 command.args["vm"] = HOST
             return
         check_worker(self)
-        command.args["vm"] = self._vm_place_name
+        command.args["vm"] = machine_name(self, self._vm_place_name)
         if self._vm_place_console_log is not None:
             log_console(self, command, self._vm_place_console_log)
 
@@ -149,3 +163,37 @@ class PlacedMixin(JudgingMixin):
 
     if TYPE_CHECKING:
         workerVersion: Any
+
+
+def placed(factory: Any, **place: Any) -> Any:
+    """Have the steps that a factory makes run in a place, unless they have one already."""
+    if isinstance(factory, PlacedStep) or isinstance(factory.buildStep(), VMMixin):
+        return factory
+    return PlacedStep(factory, **place)
+
+
+class PlacingBuildMixin:
+    """The part of a build that gives the steps that a step adds to it the place of that one."""
+
+    steps: list[Any]
+    currentStep: Any
+
+    def setupBuildSteps(self, step_factories: Any) -> Any:
+        """Make steps, of those that a running step adds in its place."""
+        if isinstance(self.currentStep, AddingMixin):
+            place = self.currentStep._vm_place_now()
+            step_factories = [placed(get_factory_from_step_or_factory(step), **place) for step in step_factories]
+        return super().setupBuildSteps(step_factories)  # type: ignore[misc]
+
+    def addStepsAfterLastStep(self, step_factories: Any) -> None:
+        """Add steps to the end, which is before that of the machines if they may be in one."""
+        if not isinstance(self.currentStep, AddingMixin):
+            super().addStepsAfterLastStep(step_factories)  # type: ignore[misc]
+            return
+        end = len(self.steps)
+        while end and isinstance(self.steps[end - 1], StopVM):
+            end -= 1
+        stops = self.steps[end:]
+        del self.steps[end:]
+        super().addStepsAfterLastStep(step_factories)  # type: ignore[misc]
+        self.steps.extend(stops)

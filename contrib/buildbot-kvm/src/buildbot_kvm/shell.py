@@ -6,13 +6,13 @@ from typing import Any
 
 from buildbot import config
 from buildbot.steps.shell import SetPropertyFromCommand, ShellCommand
-from twisted.internet import defer
 
+from buildbot_kvm.placing import AddingMixin
 from buildbot_kvm.step import VMMixin
 
 
-class VMShellMixin(VMMixin):
-    """Makes a step that is derived from Buildbot's ShellMixin run its command in a machine.
+class VMShellMixin(AddingMixin, VMMixin):
+    """Makes a step that is derived from Buildbot's ShellMixin run its commands in a machine.
 
     Put it first::
 
@@ -23,15 +23,8 @@ class VMShellMixin(VMMixin):
     corresponds to the one it would have on the host, and is made if it is missing.
     """
 
-    def makeRemoteShellCommand(self, *args: Any, **kwargs: Any) -> defer.Deferred[Any]:
-        """Make the shell command, with the machine in its arguments."""
-        return defer.ensureDeferred(self._make_command(*args, **kwargs))
-
-    async def _make_command(self, *args: Any, **kwargs: Any) -> Any:
-        command = await super().makeRemoteShellCommand(*args, **kwargs)  # type: ignore[misc]
-        command.args["vm"] = self.vm
-        self.log_console(command)
-        return command
+    def _vm_place_now(self) -> dict[str, Any]:
+        return {"vm": self.vm, "console_log": self.console_log, "max_retries": self.max_retries}
 
 
 class VMShellCommand(VMShellMixin, ShellCommand):

@@ -9,6 +9,8 @@ from buildbot.interfaces import IRenderable
 from buildbot.process.buildstep import BuildStepCancelled
 from twisted.internet import defer
 
+from buildbot_kvm.failures import VMError
+from buildbot_kvm.guest import HOST
 from buildbot_kvm.judging import MAX_RETRIES, JudgingMixin, check_worker, log_console, name_step
 
 if TYPE_CHECKING:
@@ -47,7 +49,7 @@ class VMMixin(JudgingMixin):
         self.vm = vm
         self.console_log = console_log
         self.max_retries = max_retries
-        check_name(self, "vm", vm)
+        check_machine(self, vm)
         if console_log is not None:
             check_name(self, "console_log", console_log)
         # Comparing a renderable gives another renderable, which is true.
@@ -62,14 +64,12 @@ class VMMixin(JudgingMixin):
         """Run one command; raise VMError where the machine failed and BuildStepCancelled where a user did stop it."""
         return defer.ensureDeferred(self._run_command(command))
 
-    def log_console(self, command: RemoteCommand) -> None:
-        """Ask the worker for the console's output while a command runs, if the configuration wants it."""
-        if self.console_log is not None:
-            log_console(self, command, self.console_log)
-
     async def _run_command(self, command: RemoteCommand) -> Any:
         check_worker(self)
         name_step(self, command)
+        command.args["vm"] = machine_name(self, self.vm)
+        if self.console_log is not None:
+            log_console(self, command, self.console_log)
         result = await super().runCommand(command)
         if self.stopped or command.interrupted:
             # Half an answer is none: no property is to be made of it.
@@ -90,6 +90,27 @@ def check_name(step: object, argument: str, value: Any) -> None:
         return
     if not isinstance(value, str) or not value:
         config.error(f"{called(step)}: {argument} is {value!r} and must be a name")
+
+
+def check_machine(step: object, vm: Any) -> None:
+    """Refuse at configuration time what can't be the name of a machine."""
+    check_name(step, "vm", vm)
+    # Comparing a renderable gives another renderable, which is true.
+    if isinstance(vm, str) and vm == HOST:
+        config.error(
+            f"{called(step)}: vm is '{HOST}', which no machine is called; for a step on the host use on_host"
+        )
+
+
+def machine_name(step: Any, vm: Any) -> str:
+    """Take the name of a machine as it was rendered.
+
+    Raises VMError where it is none: no property has a step run on the host.
+    """
+    if isinstance(vm, str) and vm and vm != HOST:
+        return vm
+    sentence = f"vm is {vm!r} in this build, and must be the name of a machine"
+    raise step._vm_failed(VMError("vm_bad_arguments", sentence))
 
 
 def check_number(step: object, argument: str, value: Any, least: int = 1) -> None:
