@@ -50,7 +50,8 @@ def connect() -> socket.socket:
     os.makedirs(directory, mode=0o700, exist_ok=True)
     if os.stat(directory).st_uid != os.getuid():
         raise SystemExit(f"start_master: {directory} is somebody else's")
-    made_of = [sys.prefix, os.stat(SERVER).st_mtime_ns, os.stat(sys.prefix).st_mtime_ns]
+    # Without site-packages sys.prefix is not the environment's, and the same for all.
+    made_of = [sys.executable, os.stat(SERVER).st_mtime_ns, os.stat(os.path.dirname(sys.executable)).st_mtime_ns]
     path = os.path.join(directory, f"{zlib.crc32(repr(made_of).encode()):08x}")
     with open(f"{path}.lock", "w", encoding="ascii") as lock:
         # Of several tests that begin together the first one starts the server.
