@@ -48,6 +48,9 @@ pub(crate) enum VmError {
     /// The builder has none of this name.
     #[error("the builder has no vm named '{0}'; start it with vm_start first")]
     NotRunning(Name),
+    /// The builder's commands are to run in it, and it never was there.
+    #[error("vm '{vm}' is not running, as it did not start: {reason}")]
+    NotStarted { vm: Name, reason: String },
     /// The builder's commands are to run in it, and it is not there yet.
     #[error("vm '{0}' is still being started; wait for the end of its vm_start")]
     BeingStarted(Name),
@@ -81,7 +84,7 @@ impl VmError {
             VmError::BootFailed { .. } => "vm_boot_failed",
             VmError::RebootFailed { .. } => "vm_reboot_failed",
             VmError::AlreadyRunning(_) => "vm_already_running",
-            VmError::NotRunning(_) | VmError::BeingStarted(_) => "vm_not_running",
+            VmError::NotRunning(_) | VmError::NotStarted { .. } | VmError::BeingStarted(_) => "vm_not_running",
             VmError::Lost { .. } => "vm_lost",
             VmError::Expired { .. } => "vm_expired",
             VmError::Outgrown { .. } => "vm_outgrown",

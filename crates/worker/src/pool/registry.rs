@@ -107,8 +107,8 @@ impl<M: Tenant> Registry<M> {
         }
     }
 
-    /// Ends a start that came to nothing. After one that was to be bound the name stands for a machine that is lost, until
-    /// it is stopped, released or started again.
+    /// Ends a start that came to nothing. After one that was to be bound the name stands for a machine that is not running,
+    /// until it is stopped, released or started again.
     pub(super) fn give_up(&mut self, owner: &Owner, token: &Token, reason: String) {
         if let Some(entry) = self.starting(owner, token) {
             if entry.bind {
@@ -268,7 +268,7 @@ impl<M: Tenant> Entry<M> {
     fn machine(&self, owner: &Owner) -> Result<Arc<M>, VmError> {
         match &self.state {
             State::Starting(_) => Err(VmError::BeingStarted(owner.vm.clone())),
-            State::Failed { reason } => Err(VmError::Lost { reason: reason.clone() }),
+            State::Failed { reason } => Err(VmError::NotStarted { vm: owner.vm.clone(), reason: reason.clone() }),
             State::Machine(machine) => match machine.status() {
                 Status::Up => Ok(Arc::clone(machine)),
                 Status::Stopped => Err(VmError::NotRunning(owner.vm.clone())),
@@ -366,7 +366,7 @@ mod tests {
         check(&[("a", true, outgrown())], Err("vm_outgrown"));
         check(&[("a", true, Start::Now(Status::Stopped))], Err("vm_not_running"));
         check(&[("a", true, Start::UnderWay)], Err("vm_not_running"));
-        check(&[("a", true, Start::GivenUp)], Err("vm_lost"));
+        check(&[("a", true, Start::GivenUp)], Err("vm_not_running"));
         check(&[("a", true, up()), ("b", true, died())], Err("vm_lost"));
         check(&[("a", true, died()), ("b", true, up())], Err("vm_lost"));
     }
@@ -398,7 +398,7 @@ mod tests {
         check(died(), true, Err("vm_lost"));
         check(expired(), true, Err("vm_expired"));
         check(outgrown(), true, Err("vm_outgrown"));
-        check(Start::GivenUp, true, Err("vm_lost"));
+        check(Start::GivenUp, true, Err("vm_not_running"));
     }
 
     #[test]
