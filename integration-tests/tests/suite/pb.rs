@@ -208,6 +208,9 @@ fn builder_that_is_removed_loses_its_command_and_one_that_is_added_gets_its_dire
     rig.master.reconfigure(plan().builder("comes", hello))?;
     ensure!(rig.host.basedir().join("comes").is_dir(), "the new builder has no directory");
     rig.nothing_of("goes")?;
+    let gone = rig.master.ended(rig.master.begun(goes)?, SOON)?;
+    gone.ended(Results::Exception)?;
+    contains_all(&gone.story(), &["the builder 'goes' is gone"])?;
     rig.master.run("comes")?.succeeded()?;
     fs::write(rig.host.basedir().join("stays/go-on"), "")?;
     rig.master.complete(stays, SOON)?.succeeded()?;

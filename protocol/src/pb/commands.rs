@@ -48,13 +48,6 @@ impl Commands {
         self.running.remove(id).map(|(_, command)| command)
     }
 
-    /// The commands of builders that are not among `builders`, and may still say something.
-    pub(super) fn elsewhere(&self, builders: &[String]) -> Vec<CommandId> {
-        let gone =
-            self.running.iter().filter(|(_, (_, command))| !command.complete && !builders.contains(&command.builder));
-        gone.map(|(id, _)| id.clone()).collect()
-    }
-
     /// The command that an interrupt at `builder` is meant for. A master interrupts whatever runs there: Buildbot's own
     /// worker never looks at the id. There may be several commands, so we do; without one of this id, it is the latest.
     pub(super) fn meant(&self, builder: &str, hint: CommandId) -> CommandId {

@@ -3,8 +3,9 @@ use tokio::sync::watch;
 /// How a running command learns that it is to stop; made with the [`Interrupter`] that stops it.
 ///
 /// There are two ways. The master's interrupt has a reason, and the command still reports how it ended. An abandoned
-/// command (its line is lost, the worker shuts down) ends at once and says nothing; commands do not see this, as it
-/// drops them: see [`Context::until_abandoned`](super::Context::until_abandoned).
+/// command ends at once, and says nothing (its line is lost, the worker shuts down) or that it failed and why (its builder is
+/// gone); commands do not see this, as it drops them: see
+/// [`Context::until_abandoned`](super::Context::until_abandoned).
 #[derive(Debug, Clone)]
 pub(crate) struct Interrupt(watch::Receiver<Stop>);
 
@@ -16,6 +17,8 @@ pub(crate) struct Interrupter(watch::Sender<Stop>);
 struct Stop {
     why: Option<String>,
     abandoned: bool,
+    /// What is said of a command that was abandoned.
+    failure: Option<String>,
 }
 
 impl Interrupt {
@@ -48,6 +51,11 @@ impl Interrupt {
             std::future::pending().await
         }
     }
+
+    /// What the master is told of the command when it was abandoned; nothing, if nobody is to hear of it.
+    pub(super) fn failure(&self) -> Option<String> {
+        self.0.borrow().failure.clone()
+    }
 }
 
 impl Interrupter {
@@ -63,5 +71,13 @@ impl Interrupter {
     /// Ends the command at once and in silence.
     pub(crate) fn abandon(&self) {
         self.0.send_modify(|stop| stop.abandoned = true);
+    }
+
+    /// Ends the command at once, as a failure with this reason.
+    pub(crate) fn fail(&self, why: &str) {
+        self.0.send_modify(|stop| {
+            stop.abandoned = true;
+            stop.failure.get_or_insert_with(|| why.to_owned());
+        });
     }
 }

@@ -108,7 +108,7 @@ async fn carry_out(
 }
 
 /// Reports the end of a command that was `started` then, by what [`Context::until_abandoned`] said of its work: exactly
-/// one completion, or nothing at all for an abandoned command.
+/// one completion, or nothing at all for an abandoned command that is not to be a failure.
 pub(crate) async fn conclude(
     context: &Context,
     reporter: Reporter,
@@ -116,7 +116,10 @@ pub(crate) async fn conclude(
     outcome: Option<Result<(), Failure>>,
 ) {
     let Some(outcome) = outcome else {
-        return reporter.abandon().await;
+        return match context.interrupt.failure() {
+            Some(why) => reporter.complete(Some(why)).await,
+            None => reporter.abandon().await,
+        };
     };
     // Buildbot's worker does not send it for an interrupted command either.
     if context.interrupt.reason().is_none() {

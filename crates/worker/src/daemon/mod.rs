@@ -499,8 +499,11 @@ impl Daemon {
             leftovers.mention();
         }
         for builder in gone {
+            // The master still waits for them, and so does their build.
             for running in self.running.values().filter(|running| running.what.builder.as_ref() == Some(&builder)) {
-                running.interrupter.abandon();
+                running
+                    .interrupter
+                    .fail(&format!("the builder '{builder}' is gone: the master's configuration has it no more"));
             }
             self.builds.note_end(&builder);
             self.release(Scope::Builder(&builder), "the builder is gone");

@@ -75,11 +75,9 @@ impl Connection {
         self.ask(request, Asked { answer_required, about: About::Start(id) }, Request::StartCommand(command));
     }
 
-    /// Answers a list of builders with references to them. What still runs at others is over.
+    /// Answers a list of builders with references to them. What still runs at others goes on until it is completed, for which
+    /// its build waits.
     pub(super) fn answer_builders(&mut self, request: u64, answer_required: bool, names: Vec<String>) {
-        for command_id in self.commands.elsewhere(&names) {
-            self.forget(&command_id);
-        }
         if !answer_required {
             return;
         }
