@@ -1,18 +1,34 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
 from buildbot.config import ConfigErrors
+from buildbot.interfaces import IRenderable
+from buildbot.process.build import Build as RealBuild
+from buildbot.process.factory import BuildFactory
+from buildbot.process.properties import Interpolate, Properties
 from buildbot.process.results import EXCEPTION, SUCCESS
 from buildbot.process.workerforbuilder import States, WorkerForBuilder
 from buildbot.steps.shell import ShellCommand
+from buildbot.steps.trigger import Trigger
+from buildbot.test import fakedb
 from buildbot.test.fake import fakemaster, fakeprotocol
 from buildbot.test.reactor import TestReactorMixin
 from twisted.internet import defer, error
 from twisted.trial import unittest
+from zope.interface import implementer
 
-from buildbot_kvm import KVMWorker, StartVM, StopVM
+from buildbot_kvm import KVMWorker, StartVM, StopVM, in_vm, next_worker
+
+
+@implementer(IRenderable)
+class Unknown:
+    """What can't be rendered before a step of the build has run."""
+
+    def getRenderingFor(self, _: Any) -> Any:
+        raise KeyError("not yet")
 
 
 class Build:
@@ -22,12 +38,14 @@ class Build:
         self.buildid = number
         self.executedSteps: list[Any] = []
         self.steps = list(steps)
+        self.currentStep: Any = None
         self.builder: Any = None
         self.workerforbuilder: Any = None
 
-    def begin(self) -> None:
-        """Begin with the next step."""
+    def begin(self, sent: bool = True) -> None:
+        """Begin with the next step, and have it tell the worker if it is about machines."""
         self.executedSteps.append(self.steps.pop(0))
+        self.executedSteps[-1].sent = sent
 
     def end(self, results: int = SUCCESS) -> None:
         """End the step that runs."""
@@ -186,6 +204,47 @@ class Starting(WorkerCase):
         self.check_starts(1)
 
     @defer.inlineCallbacks
+    def test_machine_that_was_not_asked_for_yet_is_kept_free(self) -> Any:
+        yield self.connect(slots=2)
+        first, second = self.check_starts(2)
+        # It waits for a lock.
+        first.begin(sent=False)
+        self.finish(second)
+        self.kvm.told = {"vm_free": 2}
+        self.reactor.advance(1)
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_slots_that_a_full_worker_gets_are_seen(self) -> Any:
+        yield self.connect(slots=1)
+        self.check_starts(1)
+        self.kvm.told = {"vm_slots": 3, "vm_free": 3}
+        self.reactor.advance(1)
+        self.assertTrue(self.woken.called)
+        self.check_starts(2)
+
+    @defer.inlineCallbacks
+    def test_slot_of_a_build_whose_machine_was_ended_is_free(self) -> Any:
+        yield self.connect(slots=1)
+        (build,) = self.check_starts(1)
+        build.run(1)
+        self.kvm.told = {"vm_free": 0}
+        self.reactor.advance(1)
+        self.check_starts(0)
+        self.kvm.told = {"vm_free": 1}
+        self.reactor.advance(2)
+        self.check_starts(1)
+
+    @defer.inlineCallbacks
+    def test_more_machines_for_a_build_than_slots_are_spoken_of_once(self) -> Any:
+        yield self.connect(slots=2, machines_per_build=3)
+        with mock.patch("buildbot_kvm.watching.log.msg") as said:
+            self.check_starts(0)
+            self.check_starts(0)
+        self.assertEqual(said.call_count, 1)
+        self.assertIn("has 2 slots, and its machines_per_build is 3: no build with a machine", said.call_args[0][0])
+
+    @defer.inlineCallbacks
     def test_machine_that_did_not_start_is_not_had(self) -> Any:
         yield self.connect(slots=3)
         first, second = self.check_starts(3)[:2]
@@ -275,6 +334,213 @@ class Starting(WorkerCase):
             self.assertEqual(refused.exception.errors, [message])
 
 
+class BuilderCase(WorkerCase):
+    def for_builder(self, *things: Any, worker: Any = None) -> WorkerForBuilder:
+        """Have a builder with these steps use the worker, as Buildbot does when that is attached."""
+        builder = mock.Mock()
+        builder.building = []
+        builder.config.factory = BuildFactory(things)
+        wfb = WorkerForBuilder(builder)
+        wfb.worker = worker or self.worker
+        wfb.state = States.AVAILABLE
+        wfb.worker.addWorkerForBuilder(wfb)
+        builder.workers = [wfb]
+        self.master.botmaster.builders = {"b": builder}
+        return wfb
+
+
+class Builders(BuilderCase):
+    """What depends on the builder whose builds are to start."""
+
+    @defer.inlineCallbacks
+    def connect_other(self, name: str, **info: Any) -> Any:
+        other = KVMWorker(name, "password")
+        yield other.setServiceParent(self.master.workers)
+        self.addCleanup(lambda: other.running and other.disownServiceParent())
+        yield other.attached(Worker(other, {"vm_slots": 2, "vm_free": 2, **info}))
+        return other
+
+    def fits(self, **properties: Any) -> Any:
+        return self.successResultOf(self.worker.isCompatibleWithBuild(Properties(buildername="b", **properties)))
+
+    @defer.inlineCallbacks
+    def test_builds_of_a_builder_without_machines_need_no_slot(self) -> Any:
+        yield self.connect(slots=1, free=0)
+        make = ShellCommand(command="make")
+        self.assertTrue(self.for_builder(make).isAvailable())
+        self.assertFalse(self.for_builder(StartVM("debian"), make, StopVM()).isAvailable())
+        self.assertFalse(self.for_builder(*in_vm([make], "debian").steps).isAvailable())
+        self.kvm.told = {"vm_state": "paused"}
+        self.reactor.advance(1)
+        self.assertFalse(self.for_builder(make).isAvailable())
+
+    @defer.inlineCallbacks
+    def test_builder_that_has_a_build_here_gets_no_other(self) -> Any:
+        yield self.connect()
+        wfb = self.for_builder(ShellCommand(command="make"))
+        wfb.state = States.BUILDING
+        self.assertFalse(wfb.isAvailable())
+
+    @defer.inlineCallbacks
+    def test_build_is_left_to_the_worker_that_has_its_image(self) -> Any:
+        yield self.connect()
+        yield self.reconnect_with(vm_images=["debian"])
+        other = yield self.connect_other("kvm2", vm_images=["fedora"])
+        wfb = self.for_builder(StartVM(Interpolate("%(prop:image)s")), StopVM())
+        self.assertTrue(self.fits(image="fedora"))
+        wfb.builder.workers.append(mock.Mock(worker=other))
+        self.assertEqual(
+            [self.fits(image=image) for image in ("debian", "fedora", "none has it")], [True, False, True]
+        )
+        # What it had is remembered while it is away.
+        other.conn.loseConnection()
+        self.assertFalse(self.fits(image="fedora"))
+        # It may get the image by a reload.
+        self.kvm.told = {"vm_images": ["fedora"]}
+        self.reactor.advance(1)
+        self.assertTrue(self.fits(image="fedora"))
+
+    @defer.inlineCallbacks
+    def test_image_that_is_not_known_before_the_build_begins_is_no_reason(self) -> Any:
+        yield self.connect()
+        yield self.reconnect_with(vm_images=["debian"])
+        other = yield self.connect_other("kvm2", vm_images=["fedora"])
+        wfb = self.for_builder(StartVM(Unknown()))
+        wfb.builder.workers.append(mock.Mock(worker=other))
+        self.assertTrue(self.fits())
+
+    @defer.inlineCallbacks
+    def reconnect_with(self, **info: Any) -> Any:
+        self.kvm.loseConnection()
+        self.kvm = Worker(self.worker, {"vm_slots": 2, "vm_free": 2, **info})
+        yield self.worker.attached(self.kvm)
+
+    @defer.inlineCallbacks
+    def test_of_several_workers_the_one_with_a_machine_soonest_is_chosen(self) -> Any:
+        yield self.connect()
+        builder = self.for_builder(StartVM("debian")).builder
+        plain = mock.Mock(spec=[])
+
+        @defer.inlineCallbacks
+        def check(*infos: dict[str, Any]) -> Any:
+            """Of each two that follow each other the later one is chosen."""
+            workers = [plain]
+            for number, info in enumerate(infos):
+                workers.append((yield self.connect_other(f"other{number}-{len(infos)}", **info)))
+            wfbs = [SimpleNamespace(worker=worker) for worker in workers]
+            for worse, better in zip(wfbs, wfbs[1:]):
+                with mock.patch.object(
+                    RealBuild, "setup_properties_known_before_build_starts", return_value=defer.succeed(None)
+                ):
+                    for pair in ([worse, better], [better, worse]):
+                        chosen = yield next_worker(builder, pair, mock.Mock())
+                        self.assertIs(chosen, better)
+
+        yield check(
+            {"vm_images": ["fedora"], "vm_free": 9},
+            {"vm_images": ["debian"], "vm_free": 1},
+            {"vm_images": ["debian"], "vm_free": 2},
+            {"vm_images": ["debian"], "vm_free": 1, "vm_templates": ["debian"]},
+            {"vm_images": ["debian"], "vm_free": 1, "vm_templates": ["debian"], "vm_warm_images": {"debian": 1}},
+        )
+
+
+class Deadlocks(BuilderCase):
+    """Builds that have all machines, and wait for builds that need one."""
+
+    @defer.inlineCallbacks
+    def setUp(self) -> Any:
+        yield super().setUp()
+        yield self.master.db.insert_test_data(
+            [
+                fakedb.Builder(id=1, name="b"),
+                fakedb.Buildset(id=1),
+                fakedb.BuildRequest(id=10, buildsetid=1, builderid=1),
+            ]
+        )
+
+    @defer.inlineCallbacks
+    def waiting(self, slots: int = 1, **arguments: Any) -> Any:
+        """Have a build in each slot, which waits for a request, and one more that wants to start."""
+        yield self.connect(slots=slots, **arguments)
+        child = self.for_builder(StartVM("debian"))
+        self.builds = [self.start(using_a_machine(number)) for number in range(slots)]
+        for build in self.builds:
+            build.run(1)
+            step: Any = Trigger(schedulerNames=["s"], waitForFinish=True).get_step_factory().buildStep()
+            step.brids = [10]
+            step.addCompleteLog = mock.Mock(return_value=defer.succeed(None))
+            build.currentStep = step
+        self.kvm.told = {"vm_free": 0}
+        self.assertFalse(child.isAvailable())
+        return child
+
+    def look(self) -> list[str]:
+        """Have the worker asked once more, and give what it was told since the last time."""
+        self.for_builder_of_the_child().isAvailable()
+        self.reactor.advance(10)
+        told = [
+            call[1].partition("kvm-worker deadlock")[2].strip()
+            for call in self.kvm.remoteCalls
+            if call[0] == "remotePrint" and call[1].startswith("kvm-worker deadlock")
+        ]
+        self.kvm.remoteCalls.clear()
+        return told
+
+    def for_builder_of_the_child(self) -> Any:
+        return self.master.botmaster.builders["b"].workers[0]
+
+    @defer.inlineCallbacks
+    def test_it_is_said_once_where_people_look(self) -> Any:
+        yield self.waiting(slots=2)
+        with mock.patch("buildbot_kvm.deadlock.log.msg") as logged:
+            (said,) = self.look()
+            self.assertEqual(self.look(), [])
+        self.assertIn("2 builds have all machines of worker kvm1 and wait for builds that need one there", said)
+        logged.assert_called_once_with(said)
+        for build in self.builds:
+            build.currentStep.addCompleteLog.assert_called_once_with("deadlock", f"{said}\n")
+
+    @defer.inlineCallbacks
+    def test_its_end_is_told(self) -> Any:
+        yield self.waiting()
+        self.assertEqual(len(self.look()), 1)
+        self.builds[0].currentStep = self.builds[0].steps[0]
+        self.assertEqual(self.look(), [""])
+
+    @defer.inlineCallbacks
+    def test_build_that_goes_on_is_none(self) -> Any:
+        yield self.waiting(slots=2)
+        self.builds[1].currentStep = self.builds[1].steps[0]
+        self.assertEqual(self.look(), [])
+
+    @defer.inlineCallbacks
+    def test_machine_of_somebody_else_will_be_free(self) -> Any:
+        yield self.waiting()
+        self.kvm.told = {"vm_slots": 2, "vm_free": 0}
+        self.assertEqual(self.look(), [])
+
+    @defer.inlineCallbacks
+    def test_trigger_that_does_not_wait_is_none(self) -> Any:
+        yield self.waiting()
+        self.builds[0].currentStep.waitForFinish = False
+        self.assertEqual(self.look(), [])
+
+    @defer.inlineCallbacks
+    def test_child_that_has_begun_is_none(self) -> Any:
+        yield self.waiting()
+        yield self.master.db.insert_test_data(
+            [fakedb.Master(id=1), fakedb.BuildRequestClaim(brid=10, masterid=1, claimed_at=1)]
+        )
+        self.assertEqual(self.look(), [])
+
+    @defer.inlineCallbacks
+    def test_child_that_may_run_elsewhere_is_none(self) -> Any:
+        child = yield self.waiting()
+        child.builder.workers.append(mock.Mock())
+        self.assertEqual(self.look(), [])
+
+
 class Asking(WorkerCase):
     @defer.inlineCallbacks
     def test_old_answer_is_renewed_before_a_build_starts(self) -> Any:
@@ -323,7 +589,9 @@ class Asking(WorkerCase):
     @defer.inlineCallbacks
     def test_nobody_asks_while_no_build_waits(self) -> Any:
         yield self.connect()
-        self.check_starts(2)
+        for number in range(2):
+            self.assertTrue(self.worker.canStartBuild())
+            self.start(using_a_machine(number))
         self.reactor.advance(1000)
         self.assertEqual((self.questions(), self.woken.called), (0, False))
 

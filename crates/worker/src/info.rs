@@ -12,6 +12,7 @@ use protocol::{Value, WorkerInfo};
 
 use crate::config::Config;
 use crate::host_access;
+use crate::pool::ReadyImages;
 
 /// The version of Buildbot's worker that this one stands in for.
 pub(crate) const BUILDBOT_VERSION: &str = "4.3.0";
@@ -73,7 +74,12 @@ pub(crate) struct PoolState {
 }
 
 /// Everything the master may know. Files are read anew, so that a changed `info/host` shows after a reconnect.
-pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)], pool: PoolState) -> WorkerInfo {
+pub(crate) fn worker_info(
+    config: &Config,
+    environment: &[(OsString, OsString)],
+    pool: PoolState,
+    ready: &ReadyImages,
+) -> WorkerInfo {
     let mut info = directory_info(&config.worker.basedir);
     info.extend(os_release(&fs::read_to_string("/etc/os-release").unwrap_or_default()));
     let environment = environment_of_host(environment, config.worker.host_commands);
@@ -81,6 +87,7 @@ pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)],
     let basedir = config.worker.basedir.to_string_lossy().into_owned();
     let images = config.images.keys().map(|name| Value::from(name.as_str())).collect();
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let warm = ready.warm.iter().map(|(image, count)| (image.to_string(), Value::from(i64::from(*count))));
     let own = [
         ("environ", environment),
         ("system", "posix".into()),
@@ -96,6 +103,8 @@ pub(crate) fn worker_info(config: &Config, environment: &[(OsString, OsString)],
         ("vm_state", pool.state.into()),
         ("vm_waiting", Value::Int(i64::try_from(pool.waiting).unwrap_or(i64::MAX))),
         ("vm_warm", i64::from(pool.warm).into()),
+        ("vm_templates", Value::List(ready.templates.iter().map(|image| Value::from(image.as_str())).collect())),
+        ("vm_warm_images", Value::Map(warm.collect())),
         ("vm_held", Value::Int(i64::try_from(pool.held).unwrap_or(i64::MAX))),
     ];
     // A file in info/ must not stand in for what the master computes with.

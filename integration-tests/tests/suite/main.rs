@@ -34,6 +34,7 @@ mod machine_profile;
 mod machine_reboot;
 mod machine_release;
 mod machine_reload;
+mod machine_scheduling;
 mod machine_shapes;
 mod machine_soak;
 mod machine_systemd;

@@ -17,6 +17,7 @@ from buildbot_kvm.factory import in_vm
 from buildbot_kvm.failures import RESULTS, VMError
 from buildbot_kvm.listening import listen_for_msgpack_on
 from buildbot_kvm.placing import on_host, step_in_vm
+from buildbot_kvm.preferring import next_worker
 from buildbot_kvm.reboot import RebootVM
 from buildbot_kvm.shell import VMSetPropertyFromCommand, VMShellCommand, VMShellMixin
 from buildbot_kvm.start import StartVM
@@ -37,6 +38,7 @@ __all__ = [
     "VMShellMixin",
     "in_vm",
     "listen_for_msgpack_on",
+    "next_worker",
     "on_host",
     "step_in_vm",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from buildbot.process.results import SUCCESS
@@ -29,16 +29,29 @@ class Pool:
     state: str
     #: How many of the free machines each build that ran was still going to take.
     expected: Mapping[Any, int]
+    #: The images it has; None if it does not say, as older ones.
+    images: frozenset[str] | None = None
+    #: Those with a template, of which a machine is cloned, and how many machines of each are ready.
+    templates: frozenset[str] = frozenset()
+    warm: Mapping[str, int] = field(default_factory=dict)
 
-    def room(self, builds: Iterable[Any], per_build: int) -> bool:
-        """Tell whether one build more may start beside those that run now.
+    def room(self, builds: Iterable[Any], per_build: int, needs: int) -> bool:
+        """Tell whether a build that needs so many machines may start beside those that run now.
 
         Those that have come since may have their machines or not: the free ones were counted before.
         """
+        if self.state != RUNNING:
+            return False
+        if needs == 0 or self.slots == 0:
+            return True
         promised = sum(
             self.expected[build] if build in self.expected else per_build * uses_machines(build) for build in builds
         )
-        return self.state == RUNNING and (self.slots == 0 or self.free - promised >= per_build)
+        return self.free - promised >= needs
+
+    def has(self, image: str) -> bool:
+        """Tell whether it has an image, as far as it says."""
+        return self.images is None or image in self.images
 
 
 def told(info: Mapping[str, Any], expected: Mapping[Any, int]) -> Pool | None:
@@ -46,7 +59,17 @@ def told(info: Mapping[str, Any], expected: Mapping[Any, int]) -> Pool | None:
     slots, free = info.get("vm_slots"), info.get("vm_free")
     if not isinstance(slots, int) or not isinstance(free, int):
         return None
-    return Pool(slots=slots, free=free, state=str(info.get("vm_state", RUNNING)), expected=expected)
+    images = info.get("vm_images")
+    warm = info.get("vm_warm_images")
+    return Pool(
+        slots=slots,
+        free=free,
+        state=str(info.get("vm_state", RUNNING)),
+        expected=expected,
+        images=None if images is None else frozenset(images),
+        templates=frozenset(info.get("vm_templates") or ()),
+        warm={} if warm is None else dict(warm),
+    )
 
 
 def expected(build: Any, per_build: int) -> int:
@@ -55,11 +78,11 @@ def expected(build: Any, per_build: int) -> int:
 
 
 def machines_of(build: Any) -> int:
-    """Count the machines that a build has, or is about to get: those it has started and not stopped."""
+    """Count the machines that a build has, or is getting: those it has started and not stopped."""
     names: set[Any] = set()
     for step in build.executedSteps:
         # A step without results is running.
-        if isinstance(step, StartVM) and step.results in {None, SUCCESS}:
+        if isinstance(step, StartVM) and step.sent and step.results in {None, SUCCESS}:
             names.add(step.vm)
         elif isinstance(step, StopVM) and step.results is not None:
             names.discard(step.vm)
@@ -67,11 +90,22 @@ def machines_of(build: Any) -> int:
 
 
 def will_start_a_machine(build: Any) -> bool:
-    """Tell whether a build has a StartVM before it, as one may whose steps aren't known yet."""
+    """Tell whether a build has a StartVM before it, as one may whose steps aren't known yet.
+
+    One that renders its arguments or waits for a lock is before it, too.
+    """
     steps = getattr(build, "steps", None)
-    return steps is None or any(isinstance(step, StartVM) for step in steps)
+    if steps is None:
+        return True
+    waiting = [step for step in build.executedSteps if step.results is None and not getattr(step, "sent", True)]
+    return any(isinstance(step, StartVM) for step in [*waiting, *steps])
 
 
 def uses_machines(build: Any) -> bool:
     """Tell whether a build starts machines at all."""
     return will_start_a_machine(build) or any(isinstance(step, StartVM) for step in build.executedSteps)
+
+
+def machines_of_factory(factory: Any) -> list[StartVM]:
+    """Give the steps that start machines in the builds of a factory, as far as it is known before one begins."""
+    return [step for step in (each.buildStep() for each in factory.steps) if isinstance(step, StartVM)]

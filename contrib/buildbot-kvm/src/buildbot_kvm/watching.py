@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from twisted.python.failure import Failure
 
+    from buildbot_kvm.pool import Pool
+
 #: How long (seconds) the worker may take for an answer. The line's own keepalive finds a dead one.
 ANSWER_WITHIN = 30
 
@@ -64,27 +66,40 @@ class PoolWatch:
         self._answer: defer.Deferred[Any] | None = None
         self._ask_again = False
         self._wanted = False
+        self._said_too_few: tuple[int, int] | None = None
         self._follow()
 
-    def room(self, max_builds: int | None) -> bool:
-        """Tell whether one build more may start; if not, see to it that ``changed`` is called when that may be over.
+    @property
+    def pool(self) -> Pool | None:
+        """What is known of the machines; None of a worker without any, or that is gone."""
+        return self._pool
 
-        ``max_builds`` is the limit of the configuration, None where that is left to the machines.
+    def room(self, needs: int) -> bool:
+        """Tell whether a build that needs so many machines may start.
+
+        If not, see to it that ``changed`` is called when that may be over.
         """
         if self._pool is None:
             return True
-        builds = self._running()
-        most = max_builds or (max(1, self._pool.slots // self.per_build) if self._pool.slots else None)
-        if most is not None and len(builds) >= most:
-            # The end of one of them is the next occasion.
-            return False
-        fresh = self._reactor.seconds() <= self._good_until
-        if fresh and self._pool.room(builds, self.per_build):
+        if self._is_fresh() and self._pool.room(self._running(), self.per_build, needs):
             return True
+        if needs > self._pool.slots > 0 and self._said_too_few != (needs, self._pool.slots):
+            self._said_too_few = (needs, self._pool.slots)
+            log.msg(
+                f"worker {self._name} has {self._pool.slots} slots, and its machines_per_build is {needs}: no build "
+                "with a machine can start there; give it more slots (pool.slots), or KVMWorker another number"
+            )
+        self.ask_later()
+        return False
+
+    def ask_later(self) -> None:
+        """Call ``changed`` after the next answer, as a build waits for something to be otherwise."""
         self._wanted = True
         if self._timer is None and self._answer is None:
-            self._ask_after(self._pause if fresh else 0)
-        return False
+            self._ask_after(self._pause if self._is_fresh() else 0)
+
+    def _is_fresh(self) -> bool:
+        return bool(self._reactor.seconds() <= self._good_until)
 
     def build_ended(self, build: Any) -> None:
         """Tell the worker that a build is over, so that nothing of it stays, and see what is free then."""

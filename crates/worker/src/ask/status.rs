@@ -67,7 +67,7 @@ fn refused_builder(refused: &RefusedBuilder) -> String {
 }
 
 fn machines(machines: &Machines) -> Option<String> {
-    let Machines { slots, free, warm, held, waiting, waits_for } = machines;
+    let Machines { slots, free, warm, held, waiting, waits_for, deadlock } = machines;
     if *slots == 0 {
         return None;
     }
@@ -83,6 +83,9 @@ fn machines(machines: &Machines) -> Option<String> {
         if let Some(wait) = waits_for {
             line += &format!(", the first is {}", printable(wait));
         }
+    }
+    if let Some(deadlock) = deadlock {
+        line += &format!("\ndeadlock: {}", printable(deadlock));
     }
     Some(line)
 }
@@ -244,6 +247,7 @@ mod tests {
                 held: 0,
                 waiting: 0,
                 waits_for: None,
+                deadlock: None,
             },
             slots,
             commands: Vec::new(),
@@ -291,7 +295,13 @@ mod tests {
         let broken =
             SlotStatus { why: text("remove /s/slots/4: Permission denied"), ..slot(4, SlotWord::Quarantined, 90000.0) };
         let mut status = status(vec![up, starting, slot(2, SlotWord::Free, 10.0), held, broken]);
-        status.machines = Machines { held: 1, waiting: 2, waits_for: text("waiting for a slot"), ..status.machines };
+        status.machines = Machines {
+            held: 1,
+            waiting: 2,
+            waits_for: text("waiting for a slot"),
+            deadlock: text("a build waits\u{7}"),
+            ..status.machines
+        };
         status.commands = vec![
             LooseCommand { builder: text("docs"), vm: None, command: command("shell", None, 61.0) },
             LooseCommand { builder: text("try"), vm: text("client"), command: command("vm_start", None, 1.0) },
@@ -302,6 +312,7 @@ mod tests {
 kvm1: running, up for 1 d 3 h, process 4000, kvm-worker 0.1.0
 master pb://master:9989 (pb): connected for 2 h 1 min
 5 slots: 1 free, 1 held; 2 waiting, the first is waiting for a slot
+deadlock: a build waits\\u{7}
 
 SLOT  STATE            FOR  BUILDER      STEP                        FOR  IMAGE        HOW    PORT   PID   MEMORY
    0  up             4 min  nightly #17  compile and 1 more        2 min  debian-12 3  clone  2222  4711  331 MiB

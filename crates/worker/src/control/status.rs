@@ -70,6 +70,8 @@ pub(crate) struct Machines {
     pub waiting: usize,
     /// What the first of them waits for.
     pub waits_for: Option<String>,
+    /// What the master says if all of them belong to builds that wait for builds that need one.
+    pub deadlock: Option<String>,
 }
 
 /// How a slot is.

@@ -65,6 +65,9 @@ const LEEWAY: Duration = Duration::from_secs(15);
 const NO_LINE_TO_DRAIN: &str = "draining, and without a line to the master no build runs";
 const DRAINED: &str = "draining, and no build runs any more";
 
+/// How much is kept of what the master says of builds that wait for each other, in characters.
+const MOST_OF_A_DEADLOCK: usize = 1000;
+
 /// Everything that can happen to the daemon.
 #[derive(Debug)]
 enum Event {
@@ -161,6 +164,7 @@ async fn run_with(
         life: Life::Running,
         builds: Builds::default(),
         follower: Follower::default(),
+        deadlock: None,
         draining: None,
         drain,
     };
@@ -217,6 +221,8 @@ struct Daemon {
     builds: Builds,
     /// The master, if it wants to know when `life` changes.
     follower: Follower,
+    /// What the master says of builds that wait for each other's machines.
+    deadlock: Option<String>,
     /// What there is only while the worker drains.
     draining: Option<Draining>,
     /// How often the line is to ask for no more builds.
@@ -416,6 +422,12 @@ impl Daemon {
                 _ => self.builds.note_beginning(Instant::now()),
             }
         }
+        if let Some(deadlock) = deadlock(message) {
+            self.deadlock = deadlock;
+            if let Some(deadlock) = &self.deadlock {
+                warn!("the master says: {deadlock}");
+            }
+        }
         if let Some((build, builder)) = finished_build(message) {
             self.builds.note_end(builder);
             self.release(Scope::Build { builder, build }, "the master says that the build is over");
@@ -450,6 +462,7 @@ impl Daemon {
         self.builders.forget_refused();
         self.builds.clear();
         self.follower = Follower::default();
+        self.deadlock = None;
         self.abandon_commands();
         tokio::spawn(self.pool.release(Scope::All, "the line to the master was lost"));
     }
@@ -463,7 +476,10 @@ impl Daemon {
 
     fn request(&mut self, request: Request) -> Reply {
         match request {
-            Request::WorkerInfo => Ok(info::worker_info(&self.config, &self.environment, self.pool_state()).into()),
+            Request::WorkerInfo => {
+                let ready = self.pool.ready_images();
+                Ok(info::worker_info(&self.config, &self.environment, self.pool_state(), &ready).into())
+            }
             Request::Settings(settings) => {
                 // What a 4.3.0 master says first of all when it has another list of builders.
                 self.builders.forget_unnamed();
@@ -550,6 +566,7 @@ impl Daemon {
             started: self.started,
             line: self.contact.read(),
             pool: self.pool_state(),
+            deadlock: self.deadlock.clone(),
             refused: self.builders.refused().to_vec(),
             commands: commands.collect(),
         }
@@ -843,6 +860,17 @@ fn finished_build(message: &str) -> Option<(u64, &str)> {
     Some((build.parse().ok().filter(|_| digits)?, builder)).filter(|(_, builder)| !builder.is_empty())
 }
 
+/// What the master says of builds that keep all machines while they wait for builds that need one, which buildbot-kvm's
+/// `KVMWorker` notices; nothing, when they wait no more.
+fn deadlock(message: &str) -> Option<Option<String>> {
+    let said = message.strip_prefix("kvm-worker deadlock")?;
+    if said.is_empty() {
+        return Some(None);
+    }
+    let said = said.strip_prefix(' ')?;
+    Some(Some(said.chars().take(MOST_OF_A_DEADLOCK).collect()))
+}
+
 fn is_about_arguments(error: &protocol::ArgumentError) -> bool {
     !matches!(error, protocol::ArgumentError::UnknownCommand { .. })
 }
@@ -891,6 +919,18 @@ mod tests {
         check("/srv/w/up/../../x", None);
         check("/srv/work/b", None);
         check("/tmp", None);
+    }
+
+    #[test]
+    fn a_master_says_in_print_that_builds_wait_for_each_other() {
+        let check = |message: &str, expected: Option<Option<&str>>| {
+            assert_eq!(deadlock(message), expected.map(|said| said.map(str::to_owned)), "{message:.60}");
+        };
+        check("kvm-worker deadlock two builds wait", Some(Some("two builds wait")));
+        check("kvm-worker deadlock", Some(None));
+        check("kvm-worker deadlocked", None);
+        check("deadlock two builds wait", None);
+        check(&format!("kvm-worker deadlock {}", "é".repeat(5000)), Some(Some(&"é".repeat(MOST_OF_A_DEADLOCK))));
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(super) struct Outline {
     pub started: Instant,
     pub line: Reading,
     pub pool: PoolState,
+    /// What the master says of builds that wait for each other's machines.
+    pub deadlock: Option<String>,
     pub refused: Vec<Refused>,
     pub commands: Vec<RunningCommand>,
 }
@@ -72,7 +74,15 @@ fn look(outline: &Outline, pool: &Pool) -> Status {
         state: state.to_owned(),
         master: master_status(outline),
         refused_builders: outline.refused.iter().map(refused_builder).collect(),
-        machines: Machines { slots, free, warm, held, waiting, waits_for: pool.first_wait() },
+        machines: Machines {
+            slots,
+            free,
+            warm,
+            held,
+            waiting,
+            waits_for: pool.first_wait(),
+            deadlock: outline.deadlock.clone(),
+        },
         slots: reports.iter().map(|report| slot_status(report, &outline.commands)).collect(),
         commands: loose
             .map(|command| LooseCommand {

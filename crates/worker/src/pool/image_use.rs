@@ -26,7 +26,7 @@ impl Pool {
     /// What is done with each image, by name.
     pub(crate) fn image_uses(&self) -> Vec<ImageUse> {
         let image_use = |(name, image): (&Name, &Arc<Image>)| {
-            let (warm, warm_wanted) = (self.0.warm.ready_of(name), usize::from(image.warm));
+            let (warm, warm_wanted) = (usize::from(self.0.warm.ready_of(name)), usize::from(image.warm));
             let machines = self.machines().up().filter(|machine| machine.facts.image_name == *name).count();
             let template = self.outlook(name).state;
             ImageUse { name: name.clone(), image: Arc::clone(image), template, warm, warm_wanted, machines }

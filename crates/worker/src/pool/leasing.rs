@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use protocol::command::Mode;
+use protocol::command::{Mode, Name};
 use tokio::time::{Instant, timeout_at};
 
 use super::budget::Need;
@@ -14,6 +14,15 @@ use super::turn::{Step, Wait};
 use super::warm::Start;
 use super::{Order, Pool, Progress, VmError};
 use crate::config::Image;
+
+/// The images whose machines are there sooner than by a boot.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct ReadyImages {
+    /// Those with a template that machines are cloned from.
+    pub templates: Vec<Name>,
+    /// Those with machines that are ready, and how many.
+    pub warm: Vec<(Name, u16)>,
+}
 
 impl Need {
     /// What a machine of an image takes. Only what a fresh one writes is limited: a disk that persists has grown in earlier
@@ -153,6 +162,14 @@ impl Pool {
     /// How many machines are ready for builds to come.
     pub(crate) fn warm(&self) -> u16 {
         self.0.warm.ready()
+    }
+
+    /// The images whose machines are there sooner than by a boot, as far as was looked.
+    pub(crate) fn ready_images(&self) -> ReadyImages {
+        let images = self.images();
+        let templates = images.keys().filter(|image| self.0.templates.has(image)).cloned();
+        let warm = images.keys().map(|image| (image.clone(), self.0.warm.ready_of(image)));
+        ReadyImages { templates: templates.collect(), warm: warm.filter(|(_, count)| *count > 0).collect() }
     }
 
     /// How many machines wait to be started.

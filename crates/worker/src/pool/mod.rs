@@ -76,6 +76,7 @@ pub(crate) use host_keys::file as host_key_file;
 pub(crate) use host_memory::budget_mib as host_memory_mib;
 pub(crate) use image_use::ImageUse;
 use leasing::Leased;
+pub(crate) use leasing::ReadyImages;
 pub(crate) use machine::{Fate, Login, Machine, Owner, Status, Stopped, base as base_of, sentence};
 pub(crate) use reboot::Rebooted;
 pub(crate) use registry::Scope;

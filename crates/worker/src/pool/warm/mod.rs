@@ -85,8 +85,9 @@ impl Warm {
     }
 
     /// How many of an image are ready.
-    pub(super) fn ready_of(&self, image: &Name) -> usize {
-        self.stock().spares.iter().filter(|spare| spare.image() == image).count()
+    pub(super) fn ready_of(&self, image: &Name) -> u16 {
+        let spares = self.stock().spares.iter().filter(|spare| spare.image() == image).count();
+        u16::try_from(spares).unwrap_or(u16::MAX)
     }
 
     /// How many of so many slots, and how much memory in MiB, builds can have for which they are ended or given up, or which
