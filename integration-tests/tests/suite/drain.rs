@@ -87,6 +87,7 @@ fn none_is_lost(plan: MasterPlan, tries: &[Results], drain: impl FnOnce(&Rig) ->
 }
 
 #[test]
+#[ignore = "long"]
 fn over_pb_the_master_lets_the_builds_end() -> Result<()> {
     none_is_lost(plan(Protocol::Pb), &[Results::Success], |rig| {
         rig.worker.signal(Signal::USR1)?;
@@ -95,6 +96,7 @@ fn over_pb_the_master_lets_the_builds_end() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn over_pb_with_kvm_worker_it_is_the_same() -> Result<()> {
     none_is_lost(plan(Protocol::Pb).python(KVM_WORKER), &[Results::Success], |rig| {
         rig.worker.signal(Signal::USR1).map(drop)
@@ -102,6 +104,7 @@ fn over_pb_with_kvm_worker_it_is_the_same() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn over_msgpack_with_kvm_worker_the_master_learns_of_it_and_lets_the_builds_end() -> Result<()> {
     none_is_lost(plan(Protocol::Msgpack).python(KVM_WORKER), &[Results::Success], |rig| {
         let said = said(&rig.host.ask(&["drain"])?)?;
@@ -114,6 +117,7 @@ fn over_msgpack_with_kvm_worker_the_master_learns_of_it_and_lets_the_builds_end(
 
 /// Buildbot 4.3.0 waits for the answer to its ping as long as it takes, and tries the build again if the line ends instead.
 #[test]
+#[ignore = "long"]
 fn over_msgpack_without_it_the_worker_holds_what_is_to_begin_and_gives_it_back() -> Result<()> {
     none_is_lost(plan(Protocol::Msgpack), &[Results::Retry, Results::Success], |rig| {
         let said = said(&rig.host.ask(&["drain"])?)?;
@@ -126,6 +130,7 @@ fn over_msgpack_without_it_the_worker_holds_what_is_to_begin_and_gives_it_back()
 
 /// The signal's way to the same.
 #[test]
+#[ignore = "long"]
 fn a_builder_that_is_done_has_its_next_build_held_while_another_goes_on() -> Result<()> {
     let mut rig = start(plan(Protocol::Msgpack))?;
     let [running, queued] = busy(&rig)?;
@@ -159,6 +164,7 @@ fn a_worker_without_builds_ends_at_once() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_drain_can_be_waited_for() -> Result<()> {
     let mut rig = start(plan(Protocol::Msgpack).python(KVM_WORKER))?;
     let running = rig.master.force("first")?;

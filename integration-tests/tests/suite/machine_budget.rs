@@ -17,6 +17,7 @@ fn two_slots(host: &mut KvmHost) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn second_machine_waits_for_the_memory_of_the_first() -> Result<()> {
     let holding = format!(r#"steps.StartVM(image="plain"), {GATE} steps.StopVM(),"#);
     let master = Master::plan().builder("first", &holding).builder("second", &holding).start()?;
@@ -37,6 +38,7 @@ fn second_machine_waits_for_the_memory_of_the_first() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn wait_for_memory_ends_in_time() -> Result<()> {
     let holding = r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="echo holding; sleep 1000"),"#;
     let master = Master::plan()
@@ -71,6 +73,7 @@ fn machine_that_never_fits_is_not_waited_for() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn low_disk_pauses_leasing_until_there_is_space() -> Result<()> {
     let mib = |path: &Path| -> Result<u64> {
         let space = statvfs(path).context("look at the file system")?;
@@ -101,6 +104,7 @@ fn low_disk_pauses_leasing_until_there_is_space() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machine_that_writes_too_much_is_ended_alone() -> Result<()> {
     let writes = |mib: u32| {
         format!(

@@ -25,6 +25,7 @@ fn said(output: &Output) -> (Option<i32>, String, String) {
 }
 
 #[test]
+#[ignore = "long"]
 fn status_tells_why_each_slot_is_as_it_is() -> Result<()> {
     let steps =
         r#"steps.StartVM(image="plain"), steps.VMShellCommand(name="compile", command="echo at work; sleep 1000"),"#;
@@ -94,6 +95,7 @@ fn status_tells_why_each_slot_is_as_it_is() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn people_get_into_a_running_builds_machine_and_see_its_console() -> Result<()> {
     let steps = r#"
         steps.StartVM(image="plain"),
@@ -129,6 +131,7 @@ fn people_get_into_a_running_builds_machine_and_see_its_console() -> Result<()> 
 }
 
 #[test]
+#[ignore = "long"]
 fn a_command_runs_in_a_machine_without_any_worker() -> Result<()> {
     let host = alone(1)?;
     let line = "echo out; echo err >&2; id -un; exit 7";
@@ -149,6 +152,7 @@ fn a_command_runs_in_a_machine_without_any_worker() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn what_becomes_of_a_command_is_the_exit_status() -> Result<()> {
     let host = alone(1)?;
     let mut worker = host.start()?;
@@ -169,6 +173,7 @@ fn what_becomes_of_a_command_is_the_exit_status() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_persons_machine_is_one_of_the_pool_and_ends_with_who_asked() -> Result<()> {
     let mut host = alone(1)?;
     host.set("pool.acquire_timeout", 1);
@@ -237,6 +242,7 @@ fn an_interrupt_leaves_nothing_where_no_worker_runs() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_person_is_let_in_where_there_is_no_command() -> Result<()> {
     let host = alone(1)?;
     let mut worker = None;
@@ -260,6 +266,7 @@ fn a_person_is_let_in_where_there_is_no_command() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn warm_machines_and_templates_show() -> Result<()> {
     let mut host = alone(1)?;
     host.set("pool.warm_max_load", 1000.0);

@@ -123,6 +123,7 @@ fn clones_have_nothing_in_common_but_their_beginning() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn template_follows_its_generation_and_stays_while_a_clone_lives() -> Result<()> {
     let plan = history(history(Master::plan(), "save", "save='plain'"), "look", "");
     let held =
@@ -161,6 +162,7 @@ fn template_follows_its_generation_and_stays_while_a_clone_lives() -> Result<()>
 }
 
 #[test]
+#[ignore = "long"]
 fn clone_that_fails_is_booted_and_its_template_made_anew() -> Result<()> {
     let steps = r#"steps.StartVM(image="plain", console_log="console"), steps.StopVM(),"#;
     let rig = Rig::of(Master::building(steps)?, two_slots(Guest::plain()?))?;
@@ -191,6 +193,7 @@ fn clone_that_fails_is_booted_and_its_template_made_anew() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn template_in_the_making_is_in_nobodys_way() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
     let guest = templated()?.with("warm_up", "sleep 1000").with("boot_timeout", 300);
@@ -220,6 +223,7 @@ fn template_in_the_making_is_in_nobodys_way() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn template_in_the_making_gives_a_build_its_memory() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
     let guest = templated()?.with("memory_mib", 256).with("warm_up", "sleep 1000").with("boot_timeout", 300);
@@ -237,6 +241,7 @@ fn template_in_the_making_gives_a_build_its_memory() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn template_that_can_not_be_made_says_why_and_builds_boot() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
     let rig = Rig::of(master, two_slots(templated()?.with("warm_up", "echo no such tool >&2; exit 3")))?;

@@ -14,6 +14,7 @@ fn rig(protocol: Protocol, steps: &str) -> Result<Rig> {
 }
 
 over_both_protocols! {
+    #[ignore = "long"]
     log_files_terminals_and_processes_are_as_on_a_host,
 }
 

@@ -12,7 +12,10 @@ use integration_tests::{
 use regex::Regex;
 use serde_json::Value;
 
-over_both_protocols!(same_factory_gives_the_same_on_the_host_and_in_a_machine);
+over_both_protocols!(
+    #[ignore = "long"]
+    same_factory_gives_the_same_on_the_host_and_in_a_machine
+);
 
 /// The variables that the factory sets. What else there is, and its values, is each place's own.
 const VARIABLES: [&str; 4] = ["GIVEN", "JOINED", "EMPTY", "BOTH"];

@@ -33,6 +33,7 @@ fn fails_to_start(guest: Guest, says: &[&str]) -> Result<Build> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_never_answers_shows_its_console() -> Result<()> {
     // Far longer than it takes to print what is looked for, which is all that its guest does.
     let build = fails_to_start(
@@ -43,6 +44,7 @@ fn guest_that_never_answers_shows_its_console() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_turns_itself_off_is_not_waited_for() -> Result<()> {
     let append = "root=/dev/vdz console=ttyS0";
     let guest = Guest::plain()?.with("append", append).with("boot_timeout", 200);
@@ -61,12 +63,14 @@ fn words_of_a_qemu_that_refuses_are_shown() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_with_another_host_key_is_refused() -> Result<()> {
     let other = fs::read_to_string(format!("{}.pub", Guest::plain()?.get("key").context("the guest has a key")?))?;
     fails_to_start(Guest::plain()?.with("host_key", other.trim()), &["host key"]).map(drop)
 }
 
 #[test]
+#[ignore = "long"]
 fn login_that_the_guest_refuses_is_not_tried_until_the_time_is_up() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let key = directory.path().join("id_ed25519");
@@ -86,6 +90,7 @@ fn image_that_is_not_configured_is_told_with_those_that_are() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn host_key_that_was_learnt_is_checked_ever_after() -> Result<()> {
     let mut guest = Guest::plain()?;
     guest = guest.without("host_key");
@@ -104,6 +109,7 @@ fn host_key_that_was_learnt_is_checked_ever_after() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machine_that_is_killed_under_a_command_makes_the_master_try_again() -> Result<()> {
     let rig = Rig::with_machine(TWO_TRIES)?;
     let request = rig.master.force("build")?;
@@ -131,6 +137,7 @@ fn machine_is_stopped_after_a_failure() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machine_that_a_build_left_is_not_in_the_way_of_the_next() -> Result<()> {
     let rig = Rig::with_machine(r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="true"),"#)?;
     rig.run()?.succeeded()?;
@@ -155,6 +162,7 @@ fn stopping_a_build_while_its_machine_boots_frees_the_slot() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machines_go_with_the_connection() -> Result<()> {
     let mut rig = Rig::with(TWO_TRIES, |host| {
         host.image("plain", Guest::plain()?);
@@ -172,6 +180,7 @@ fn machines_go_with_the_connection() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machines_go_with_a_worker_that_is_told_to_stop() -> Result<()> {
     let mut rig = Rig::with_machine(TWO_TRIES)?;
     let request = rig.master.force("build")?;
@@ -182,6 +191,7 @@ fn machines_go_with_a_worker_that_is_told_to_stop() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machines_of_a_worker_that_crashed_are_cleaned_up_by_the_next() -> Result<()> {
     let mut rig = Rig::with_machine(TWO_TRIES)?;
     let request = rig.master.force("build")?;

@@ -74,6 +74,7 @@ fn start_within(filter: &BpfProgram, host: &KvmHost) -> Result<Worker> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machines_need_no_more_system_calls_than_the_drop_in_allows() -> Result<()> {
     let mut host = KvmHost::at("pb://127.0.0.1:9")?;
     host.image("plain", Guest::plain()?.with("template", true));

@@ -61,6 +61,7 @@ fn off_by(guest: &Guest, port: u16) -> Result<Duration> {
 }
 
 #[test]
+#[ignore = "long"]
 fn clones_differ_in_time_random_numbers_and_names() -> Result<()> {
     // What each way to random numbers gives: a device, a file, and getrandom(2), which bash asks for SRANDOM.
     let random =
@@ -132,6 +133,7 @@ fn clones_differ_in_time_random_numbers_and_names() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn clone_without_programs_that_have_roots_rights_is_restored_by_sudo() -> Result<()> {
     let master = Master::plan()
         .builder(
@@ -166,6 +168,7 @@ fn clone_without_programs_that_have_roots_rights_is_restored_by_sudo() -> Result
 }
 
 #[test]
+#[ignore = "long"]
 fn post_restore_that_fails_is_shown_and_the_machine_booted() -> Result<()> {
     let master = Master::building(r#"steps.StartVM(image="plain"), steps.StopVM(),"#)?;
     let guest = Guest::plain()?.with("post_restore", "echo looking; echo the database is missing >&2; exit 5");

@@ -126,6 +126,7 @@ fn what_images_that_are_gone_have_left_is_removed_without_a_worker() -> Result<(
 }
 
 #[test]
+#[ignore = "long"]
 fn what_a_machine_stands_on_stays_whatever_the_configuration_says() -> Result<()> {
     let held =
         r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="false"), steps.StopVM(keep_on_failure=600),"#;

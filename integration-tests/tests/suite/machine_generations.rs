@@ -51,6 +51,7 @@ fn ask(rig: &Rig, arguments: &[&str]) -> Result<String> {
 }
 
 #[test]
+#[ignore = "long"]
 fn saved_disk_is_the_next_generation_until_somebody_goes_back() -> Result<()> {
     let plan = Master::plan().python(HISTORY).python("history('save', save='living')\nhistory('look')");
     let mut rig = Rig::of(plan.start()?, living)?;
@@ -79,6 +80,7 @@ fn saved_disk_is_the_next_generation_until_somebody_goes_back() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn builders_that_save_at_once_make_a_generation_each() -> Result<()> {
     let plan = Master::plan().python(HISTORY).python("history('a', save='living')\nhistory('b', save='living')");
     let rig = Rig::of(plan.start()?, living)?;

@@ -106,6 +106,7 @@ fn machine_that_is_kept_ends_by_itself() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn only_what_is_kept_is_released_and_all_of_it_goes_with_the_worker() -> Result<()> {
     let rig = Rig::of(odd_builds_fail(600)?, two_slots)?;
     let kept = rig.run()?;

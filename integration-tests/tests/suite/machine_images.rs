@@ -50,9 +50,10 @@ fn a_guest_of_debian_11_boots() -> Result<()> {
 }
 
 #[test]
-#[ignore = "long: installs three Debians the first time, and boots them"]
+#[ignore = "long: installs two Debians the first time, and boots them"]
 fn guests_of_debian_13_boot() -> Result<()> {
-    check_boot("trixie", "13.", &["build", "plain", "systemd"])
+    // All of `plain` is in either.
+    check_boot("trixie", "13.", &["build", "systemd"])
 }
 
 #[test]
@@ -62,9 +63,9 @@ fn a_guest_that_nothing_would_start_is_not_published() -> Result<()> {
     let (recipe, out) = (directory.path().join("recipe"), directory.path().join("out"));
     let copied = Command::new("cp").arg("-R").arg(repository().join("contrib/images")).arg(&recipe).status()?;
     ensure!(copied.success(), "the recipe can't be copied");
-    let step = recipe.join("configure-guest");
-    let text = fs::read_to_string(&step)?;
-    fs::write(&step, format!("{text}\nln -sf /bin/no-such-init /sbin/init\n"))?;
+    // Nothing that takes long is installed: it would not be looked at.
+    fs::write(recipe.join("variants/plain"), "")?;
+    fs::write(recipe.join("configure-guest"), "#!/bin/sh\nln -sf /bin/no-such-init /sbin/init\n")?;
     let built = Command::new(recipe.join("build")).arg(&out).arg("plain").output()?;
     let said = String::from_utf8_lossy(&built.stderr);
     ensure!(!built.status.success(), "it is published: {said}");

@@ -10,6 +10,7 @@ const NARROW: &str = r#"
     steps.RebootVM(),"#;
 
 #[test]
+#[ignore = "long"]
 fn command_is_ended_over_another_connection_and_the_step_says_so() -> Result<()> {
     let rig = Rig::with_machine(&format!(
         r#"{NARROW}
@@ -35,6 +36,7 @@ fn command_is_ended_over_another_connection_and_the_step_says_so() -> Result<()>
 }
 
 #[test]
+#[ignore = "long"]
 fn build_is_stopped_and_its_log_files_are_shown() -> Result<()> {
     let rig = Rig::with_machine(&format!(
         r#"{NARROW}
@@ -59,6 +61,7 @@ const FREEZE: &str = "sudo mkdir /tmp/freezer && sudo mount -t cgroup -o freezer
      (sudo sh -c 'echo $$ > /tmp/freezer/tasks; echo FROZEN > /tmp/freezer/x/freezer.state' &) ; sleep 1000";
 
 #[test]
+#[ignore = "long"]
 fn machine_is_ended_with_a_command_that_nothing_else_ends() -> Result<()> {
     let rig = Rig::with_machine(&format!(
         r#"steps.StartVM(image="plain", bind=True),

@@ -13,6 +13,7 @@ fn two_slots(host: &mut KvmHost) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn machines_on_a_network_reach_each_other_by_name() -> Result<()> {
     let rig = Rig::with(
         r#"steps.StartVM(image="plain", vm="server", network="lan"),
@@ -41,6 +42,7 @@ fn machines_on_a_network_reach_each_other_by_name() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_cannot_be_put_on_a_network_says_why() -> Result<()> {
     let rig = Rig::with(r#"steps.StartVM(image="plain", network="lan"), steps.StopVM(),"#, |host| {
         host.set(
@@ -62,6 +64,7 @@ fn guest_that_cannot_be_put_on_a_network_says_why() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn closed_guest_reaches_nothing_of_its_host() -> Result<()> {
     let service = TcpListener::bind("127.0.0.1:0")?;
     let port = service.local_addr()?.port();

@@ -44,12 +44,14 @@ fn kernel_that_panics_while_it_boots_is_not_waited_for() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn panic_of_a_kernel_that_restarts_at_once_is_shown() -> Result<()> {
     let guest = guest_with("rdinit=/no-such-init root=/dev/no-such-disk panic=-1")?;
     fails_to_start(guest, &[PANICKED, NO_ROOT, "Call Trace:"]).map(drop)
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_restarts_again_and_again_is_given_up() -> Result<()> {
     let directory = tempfile::tempdir()?;
     let guest = Guest::plain()?;
@@ -96,22 +98,26 @@ fn panics_under_a_build(before: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn kernel_that_panics_under_a_build_ends_its_machine() -> Result<()> {
     // As if the guest had no driver for the panic device.
     panics_under_a_build("sudo modprobe -r pvpanic_mmio || true;")
 }
 
 #[test]
+#[ignore = "long"]
 fn kernel_that_panics_under_a_build_and_restarts_at_once_ends_its_machine() -> Result<()> {
     panics_under_a_build("sudo modprobe -r pvpanic_mmio || true; echo -1 | sudo tee /proc/sys/kernel/panic;")
 }
 
 #[test]
+#[ignore = "long"]
 fn kernel_that_tells_its_panic_device_ends_its_machine() -> Result<()> {
     panics_under_a_build("sudo modprobe pvpanic_mmio;")
 }
 
 #[test]
+#[ignore = "long"]
 fn printing_a_kernels_last_words_ends_no_machine() -> Result<()> {
     let rig = Rig::with_machine(
         r#"steps.StartVM(image="plain"),

@@ -12,7 +12,10 @@ use serde_json::json;
 use tempfile::TempDir;
 use toml::Table;
 
-over_both_protocols!(what_the_master_computed_is_true_in_the_guest);
+over_both_protocols!(
+    #[ignore = "long"]
+    what_the_master_computed_is_true_in_the_guest
+);
 
 /// Where a guest reaches its host's loopback.
 const HOST_OF_GUESTS: &str = "10.0.2.2";

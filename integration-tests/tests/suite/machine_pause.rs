@@ -14,6 +14,7 @@ const STEPS: &str = r#"
     steps.StopVM(),"#;
 
 #[test]
+#[ignore = "long"]
 fn machines_that_builds_have_go_on_in_a_pause_and_others_wait_for_its_end() -> Result<()> {
     let goes_on = r#"
         steps.StartVM(image="plain"), steps.VMShellCommand(command="echo is inside; sleep 3"), steps.StopVM(),"#;
@@ -152,6 +153,7 @@ fn signals_that_end_a_worker_end_its_start() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn signals_during_the_stop_do_not_disturb_it_but_for_a_second_one_to_stop() -> Result<()> {
     let steps = r#"
         steps.StartVM(image="plain", mode="persistent"),

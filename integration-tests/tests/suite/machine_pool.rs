@@ -27,6 +27,7 @@ fn second_builder_waits_for_the_only_slot_and_gets_it() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn full_pool_fails_the_second_builder_in_time() -> Result<()> {
     let master = Master::plan()
         .builder(
@@ -55,6 +56,7 @@ fn full_pool_fails_the_second_builder_in_time() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn two_builders_take_turns_with_a_persistent_disk() -> Result<()> {
     let steps = |name: &str| {
         format!(

@@ -13,6 +13,7 @@ fn in_the_past(profile: &str) -> Result<Guest> {
 }
 
 #[test]
+#[ignore = "long"]
 fn wrong_clock_is_set_unless_the_profile_has_no_command_for_it() -> Result<()> {
     let rig = Rig::with(
         r#"steps.StartVM(image="set"),

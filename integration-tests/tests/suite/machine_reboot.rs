@@ -8,6 +8,7 @@ use toml::Value as Key;
 const RUN: &str = "cat /proc/sys/kernel/random/boot_id";
 
 #[test]
+#[ignore = "long"]
 fn rebooted_guest_keeps_its_disk_and_its_network() -> Result<()> {
     let rig = Rig::with_machine(&format!(
         r#"steps.StartVM(image="plain", network="lan", bind=True),
@@ -31,6 +32,7 @@ fn rebooted_guest_keeps_its_disk_and_its_network() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_does_not_restart_by_itself_is_reset() -> Result<()> {
     let rig = Rig::with(
         &format!(
@@ -59,6 +61,7 @@ fn guest_that_does_not_restart_by_itself_is_reset() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_does_not_come_back_fails_the_step_with_its_console() -> Result<()> {
     let rig = Rig::with_machine(
         r#"steps.StartVM(image="plain"),
@@ -106,6 +109,7 @@ fn lost_session_is_made_anew_by_the_next_command() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn guest_that_restarts_by_itself_is_waited_for_by_the_next_command() -> Result<()> {
     let (before, after) = session_is_made_anew("sudo reboot; sleep 1000")?;
     ensure!(before != after, "the guest did not restart");

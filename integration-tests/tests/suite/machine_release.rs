@@ -9,8 +9,10 @@ use integration_tests::{
 };
 
 over_both_protocols!(
+    #[ignore = "long"]
     builds_that_never_stop_their_machines_leave_none,
     machine_goes_with_a_line_that_is_dead,
+    #[ignore = "long"]
     machine_that_dies_under_a_stock_step_makes_the_master_try_again,
 );
 
@@ -216,6 +218,7 @@ fn machine_that_dies_under_a_stock_step_makes_the_master_try_again(protocol: Pro
 }
 
 #[test]
+#[ignore = "long"]
 fn machine_whose_time_is_over_is_ended() -> Result<()> {
     let start = r#"steps.StartVM(image="plain", bind=True, ttl=4),"#;
     let plan = Master::plan()

@@ -38,6 +38,7 @@ fn well(rig: &Rig, request: Request) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_slot_that_is_added_goes_to_the_build_that_waits() -> Result<()> {
     let mut rig = Rig::of(two_builders().start()?, |host| slots(host, 1))?;
     let first = rig.master.force("first")?;
@@ -57,6 +58,7 @@ fn a_slot_that_is_added_goes_to_the_build_that_waits() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn slots_that_are_too_many_go_with_the_builds_that_have_them() -> Result<()> {
     let mut rig = Rig::of(two_builders().start()?, |host| slots(host, 2))?;
     let builds = [rig.master.force("first")?, rig.master.force("second")?];
@@ -83,6 +85,7 @@ fn slots_that_are_too_many_go_with_the_builds_that_have_them() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn an_image_is_there_as_soon_as_it_is_configured() -> Result<()> {
     // Without images QEMU was not even looked for.
     let mut rig = Rig::building(PLAIN)?;
@@ -123,6 +126,7 @@ fn a_build_keeps_its_machine_when_the_image_goes() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_start_that_waits_gets_a_machine_of_the_image_as_it_is_then() -> Result<()> {
     let memory =
         r#"steps.StartVM(image="plain"), steps.VMShellCommand(command="grep MemTotal /proc/meminfo"), steps.StopVM(),"#;
@@ -155,6 +159,7 @@ fn a_start_that_waits_gets_a_machine_of_the_image_as_it_is_then() -> Result<()> 
 }
 
 #[test]
+#[ignore = "long"]
 fn a_template_that_is_being_made_makes_way_for_a_slot() -> Result<()> {
     let master = two_builders().start()?;
     let mut rig = Rig::of(master, |host| {
@@ -181,6 +186,7 @@ fn a_template_that_is_being_made_makes_way_for_a_slot() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn what_is_kept_ready_follows() -> Result<()> {
     let image = |warm: i64| -> Result<Guest> { Ok(Guest::plain()?.with("template", true).with("warm", warm)) };
     let mut rig = Rig::with(PLAIN, |host| {

@@ -38,6 +38,7 @@ fn a_coordinator_without_a_machine_leaves_the_only_slot_to_its_child() -> Result
 }
 
 #[test]
+#[ignore = "long: a machine's time to live has to run out"]
 fn a_build_that_keeps_the_only_machine_while_it_waits_for_one_is_told_and_ends() -> Result<()> {
     let parent = format!(r#"add_builder(c, "parent", kvm.in_vm([{TRIGGER}], image="plain", ttl=30))"#);
     let rig = Rig::of(plan().python(CHILD).python(&parent).start()?, one_slot)?;
@@ -58,6 +59,7 @@ fn a_build_that_keeps_the_only_machine_while_it_waits_for_one_is_told_and_ends()
 }
 
 #[test]
+#[ignore = "long"]
 fn a_build_is_begun_where_its_image_is() -> Result<()> {
     let master = plan()
         .worker("other")

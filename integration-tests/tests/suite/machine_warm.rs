@@ -44,6 +44,7 @@ fn unused(build: &Build, how: &str) -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn each_build_gets_another_one_that_was_ready() -> Result<()> {
     let rig = Rig::with(UNUSED, |host| one_warm(host, 2))?;
     let mut mark = ready_since(&rig, 0)?;
@@ -59,6 +60,7 @@ fn each_build_gets_another_one_that_was_ready() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn of_two_builds_at_once_one_gets_it() -> Result<()> {
     let master = Master::plan().builder("one", UNUSED).builder("two", UNUSED).start()?;
     let rig = Rig::of(master, |host| one_warm(host, 2))?;
@@ -77,6 +79,7 @@ fn of_two_builds_at_once_one_gets_it() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn it_gives_its_slot_to_a_build_that_needs_another() -> Result<()> {
     // The master does not take the worker for full because of it.
     let counting = r#"c["workers"] = [worker.KVMWorker(each.name, each.password) for each in c["workers"]]"#;
@@ -92,6 +95,7 @@ fn it_gives_its_slot_to_a_build_that_needs_another() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn it_gives_its_memory_to_a_build_that_needs_it() -> Result<()> {
     let rig = Rig::with(OTHER, |host| {
         host.set("pool.memory_budget_mib", 2 * MACHINE - 1);
@@ -105,6 +109,7 @@ fn it_gives_its_memory_to_a_build_that_needs_it() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn it_gives_its_memory_to_a_template_that_is_made() -> Result<()> {
     let rig = Rig::with(UNUSED, |host| {
         host.set("pool.memory_budget_mib", 2 * MACHINE - 1);
@@ -131,6 +136,7 @@ fn it_gives_its_memory_to_a_template_that_is_made() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn another_takes_the_place_of_one_that_is_too_old_or_killed() -> Result<()> {
     let rig = Rig::with(UNUSED, |host| {
         host.set("pool.warm_max_age", 15);
@@ -147,6 +153,7 @@ fn another_takes_the_place_of_one_that_is_too_old_or_killed() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn it_goes_with_the_template_that_it_was_made_of() -> Result<()> {
     let master = Master::plan()
         .builder(
@@ -174,6 +181,7 @@ fn it_goes_with_the_template_that_it_was_made_of() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn a_worker_that_drains_keeps_none() -> Result<()> {
     let waits = r#"steps.ShellCommand(command="echo begun; until test -e ../go-on; do sleep 0.1; done"),"#;
     let mut rig = Rig::with(waits, |host| {
@@ -209,6 +217,7 @@ fn a_worker_that_is_paused_keeps_them_for_builds_that_wait() -> Result<()> {
 }
 
 #[test]
+#[ignore = "long"]
 fn those_of_a_worker_that_was_killed_are_cleaned_up_by_the_next() -> Result<()> {
     let mut rig = Rig::with(UNUSED, |host| one_warm(host, 2))?;
     ready_since(&rig, 0)?;

@@ -185,6 +185,7 @@ fn port_that_speaks_tls_by_itself_is_spoken_with() -> Result<()> {
 
 /// Either side of PB gives up at 1024 references.
 #[test]
+#[ignore = "long"]
 fn references_are_given_up() -> Result<()> {
     let rig = building(r#"Repeat("stat", {"file": ".", "workdir": "."}, times=1100),"#)?;
     let build = rig.run()?;
