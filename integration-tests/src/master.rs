@@ -279,6 +279,12 @@ impl Master {
         Ok(!builds.is_empty())
     }
 
+    /// The builds that have begun and not ended.
+    pub fn running(&self) -> Result<Vec<Build>> {
+        let builds: Vec<Value> = self.rest.get("builds?complete=false", "builds")?;
+        builds.iter().filter_map(|build| build["buildid"].as_u64()).map(|id| Build::fetch(&self.rest, id)).collect()
+    }
+
     /// Waits until a build has ended, whether or not it will be tried again.
     pub fn ended(&self, build: u64, within: Duration) -> Result<Build> {
         self.await_event("builds", Some(build), "finished", within, |_| true)?;

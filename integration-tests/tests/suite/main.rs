@@ -32,6 +32,7 @@ mod machine_pause;
 mod machine_pool;
 mod machine_profile;
 mod machine_reboot;
+mod machine_reconfiguration;
 mod machine_release;
 mod machine_reload;
 mod machine_scheduling;
