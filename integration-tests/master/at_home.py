@@ -28,6 +28,8 @@ def paths() -> list[Any]:
         steps.ShellCommand(name="workdir", command="mkdir -p sub; cd sub; pwd", workdir=below("elsewhere")),
         steps.FileUpload(workersrc=below("build/L"), masterdest=util.Interpolate("L-%(prop:buildername)s")),
         steps.FileExists(file=below("build/L")),
+        steps.ShellCommand(name="home", command="echo text > ~/of-the-guest"),
+        steps.FileUpload(workersrc="~/of-the-guest", masterdest=util.Interpolate("H-%(prop:buildername)s")),
         steps.SetPropertyFromCommand(name="where", command="echo $HOME", property="home of the command"),
     ]
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 from typing import Any, ClassVar
 
 from buildbot.plugins import steps, util
@@ -153,11 +154,14 @@ class Seeing(BuildCase):
 
     @defer.inlineCallbacks
     def test_home_is_that_of_the_guest(self) -> Any:
+        directory = tempfile.TemporaryDirectory()
+        self.addCleanup(directory.cleanup)
+
         def transfers() -> list[Any]:
             return [
                 steps.StringDownload("s", workerdest="~/.netrc"),
-                steps.FileUpload(workersrc="~/core", masterdest=self.mktemp()),
-                steps.DirectoryUpload(workersrc="~", masterdest=self.mktemp()),
+                steps.FileUpload(workersrc="~/core", masterdest=f"{directory.name}/core"),
+                steps.DirectoryUpload(workersrc="~", masterdest=f"{directory.name}/home"),
                 RemoveWorkerFileSecret([("~/.netrc", "s")]),
                 steps.StringDownload("s", workerdest="a/~/b"),
             ]
