@@ -7,9 +7,10 @@
 //! stdout     <noise of the login shell><nonce>\n<the command's own standard output…>
 //! ```
 //!
-//! The script comes over standard input because arguments are readable by every user of the guest; exactly one line is
-//! read, so what follows is the command's. sshd closes over nothing that would kill a process tree, and has no request for
-//! a process id: hence the session of its own and the report. What the shell is told in is the [`Dialect`]'s matter.
+//! The script is sent when the server has taken the request, so that nothing runs on a channel that is closed before that. It
+//! comes over standard input because arguments are readable by every user of the guest; exactly one line is read, so what
+//! follows is the command's. sshd closes over nothing that would kill a process tree, and has no request for a process id:
+//! hence the session of its own and the report. What the shell is told in is the [`Dialect`]'s matter.
 
 use bytes::{Buf, Bytes, BytesMut};
 use rand::Rng;

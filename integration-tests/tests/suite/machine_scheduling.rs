@@ -1,7 +1,9 @@
-//! Which builds a master with `KVMWorker` begins, where, and what it makes of those that wait for each other.
+//! Which builds a master with `KVMWorker` begins, where their steps are, and what it makes of builds that wait for each other.
 
 use anyhow::{Context, Result, ensure};
-use integration_tests::{Guest, KvmHost, Master, MasterPlan, Protocol, Results, Rig, SOON, WITH_GUESTS, contains_all};
+use integration_tests::{
+    GATE, Guest, KvmHost, Master, MasterPlan, Protocol, Results, Rig, SOON, WITH_GUESTS, contains_all,
+};
 use serde_json::Value;
 
 const KVM_WORKERS: &str = r#"
@@ -105,4 +107,70 @@ fn a_machine_that_did_not_start_is_no_reason_to_try_again() -> Result<()> {
         rig.finish()?;
     }
     Ok(())
+}
+
+#[test]
+fn a_slot_that_a_full_worker_gets_is_used_at_once() -> Result<()> {
+    let gate = GATE.trim_end_matches(',');
+    let builder = |name: &str| format!(r#"add_builder(c, "{name}", kvm.in_vm([kvm.on_host({gate})], image="plain"))"#);
+    let plan = plan().python(&builder("first")).python(&builder("second"));
+    let mut rig = Rig::of(plan.start()?, one_slot)?;
+    let first = rig.master.force("first")?;
+    rig.master.begun(first)?;
+    let second = rig.master.force("second")?;
+    rig.open("second")?;
+    ensure!(!rig.master.has_begun(second)?, "there is no slot for it");
+    rig.host.set("pool.slots", 2);
+    rig.reload("reloaded: pool.slots 1 → 2")?;
+    rig.master.complete(second, WITH_GUESTS)?.succeeded()?;
+    rig.open("first")?;
+    rig.master.complete(first, WITH_GUESTS)?.succeeded()?;
+    rig.finish()
+}
+
+/// Steps whose commands or whose added steps were for the host once, on a worker that runs nothing there.
+const PLACED: &str = r#"
+from buildbot.process.buildstep import BuildStep
+from buildbot.process.results import SUCCESS
+
+class Compile(kvm.VMShellMixin, steps.Compile):
+    """Uploads a file before its command."""
+
+class Adding(BuildStep):
+    name = "adding"
+    def run(self):
+        self.build.addStepsAfterCurrentStep([steps.ShellCommand(name="added", command="true")])
+        return SUCCESS
+
+class Choosing(util.BuildFactory):
+    def newBuild(self, *args):
+        build = super().newBuild(*args)
+        build.setStepFactories([steps.ShellCommand(name="chosen", command="true").get_step_factory()])
+        return build
+
+add_builder(c, "plain", [
+    steps.StartVM("plain"),
+    steps.VMShellCommand(command="touch suppressions"),
+    Compile(command="true", suppressionFile="suppressions"),
+    kvm.step_in_vm(Adding()),
+    steps.StopVM(),
+])
+add_builder(c, "chosen", kvm.in_vm(Choosing(), image="plain"))
+add_builder(c, "unset", [kvm.step_in_vm(steps.ShellCommand(command="true"), vm=util.Property("unset"))])"#;
+
+#[test]
+fn what_is_to_be_in_a_machine_is_there_or_nowhere() -> Result<()> {
+    let rig = Rig::of(plan().python(PLACED).start()?, |host| {
+        host.set("worker.host_commands", false);
+        one_slot(host)
+    })?;
+    for (builder, step) in [("plain", "added"), ("chosen", "chosen")] {
+        let build = rig.master.run_within(builder, WITH_GUESTS)?;
+        build.succeeded()?;
+        build.step(step)?;
+    }
+    let build = rig.master.run("unset")?;
+    build.ended(Results::Exception)?;
+    contains_all(&build.story(), &["vm is None in this build, and must be the name of a machine"])?;
+    rig.finish()
 }
