@@ -35,19 +35,19 @@ class Pool:
     templates: frozenset[str] = frozenset()
     warm: Mapping[str, int] = field(default_factory=dict)
 
-    def room(self, builds: Iterable[Any], per_build: int, needs: int) -> bool:
-        """Tell whether a build that needs so many machines may start beside those that run now.
+    def room(self, builds: Iterable[Any], per_build: int, *, machines: bool) -> bool:
+        """Tell whether a build may start, with machines or without, beside those that run now.
 
         Those that have come since may have their machines or not: the free ones were counted before.
         """
         if self.state != RUNNING:
             return False
-        if needs == 0 or self.slots == 0:
+        if not machines or self.slots == 0:
             return True
         promised = sum(
             self.expected[build] if build in self.expected else per_build * uses_machines(build) for build in builds
         )
-        return self.free - promised >= needs
+        return self.free - promised >= per_build
 
     def has(self, image: str) -> bool:
         """Tell whether it has an image, as far as it says."""
@@ -97,8 +97,8 @@ def will_start_a_machine(build: Any) -> bool:
     steps = getattr(build, "steps", None)
     if steps is None:
         return True
-    waiting = [step for step in build.executedSteps if step.results is None and not getattr(step, "sent", True)]
-    return any(isinstance(step, StartVM) for step in [*waiting, *steps])
+    running = [step for step in build.executedSteps if step.results is None]
+    return any(isinstance(step, StartVM) and not step.sent for step in [*running, *steps])
 
 
 def uses_machines(build: Any) -> bool:

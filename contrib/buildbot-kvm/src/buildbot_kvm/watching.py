@@ -74,20 +74,21 @@ class PoolWatch:
         """What is known of the machines; None of a worker without any, or that is gone."""
         return self._pool
 
-    def room(self, needs: int) -> bool:
-        """Tell whether a build that needs so many machines may start.
+    def room(self, *, machines: bool) -> bool:
+        """Tell whether a build may start, with machines or without.
 
         If not, see to it that ``changed`` is called when that may be over.
         """
         if self._pool is None:
             return True
-        if self._is_fresh() and self._pool.room(self._running(), self.per_build, needs):
+        if self._is_fresh() and self._pool.room(self._running(), self.per_build, machines=machines):
             return True
-        if needs > self._pool.slots > 0 and self._said_too_few != (needs, self._pool.slots):
-            self._said_too_few = (needs, self._pool.slots)
+        numbers = (self.per_build, self._pool.slots)
+        if machines and self.per_build > self._pool.slots > 0 and self._said_too_few != numbers:
+            self._said_too_few = numbers
             log.msg(
-                f"worker {self._name} has {self._pool.slots} slots, and its machines_per_build is {needs}: no build "
-                "with a machine can start there; give it more slots (pool.slots), or KVMWorker another number"
+                f"worker {self._name} has {self._pool.slots} slots, and its machines_per_build is {self.per_build}: "
+                "no build with a machine can start there; give it more slots (pool.slots), or set it lower"
             )
         self.ask_later()
         return False

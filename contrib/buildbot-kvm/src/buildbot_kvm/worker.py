@@ -105,11 +105,13 @@ class KVMWorker(Worker):
 
     def canStartBuild(self) -> bool:
         """Tell whether one build more may start, with machines."""
-        return self._can_start(self.machines_per_build)
+        return bool(super().canStartBuild()) and (self._watch is None or self._watch.room(machines=True))
 
     def can_start_build_of(self, builder: Any) -> bool:
         """Tell whether one build more of a builder may start."""
-        return self._can_start(self.machines_per_build if machines_of_factory(builder.config.factory) else 0)
+        if not super().canStartBuild():
+            return False
+        return self._watch is None or self._watch.room(machines=bool(machines_of_factory(builder.config.factory)))
 
     def isCompatibleWithBuild(self, build_props: Any) -> defer.Deferred[bool]:
         """Tell whether a build may start here for all that its images are."""
@@ -127,9 +129,6 @@ class KVMWorker(Worker):
         # Its images may be others after a reload.
         self._watch.ask_later()
         return False
-
-    def _can_start(self, needs: int) -> bool:
-        return bool(super().canStartBuild()) and (self._watch is None or self._watch.room(needs))
 
     def buildFinished(self, wfb: Any) -> None:
         """Tell the worker that a build is over."""
